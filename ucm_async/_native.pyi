@@ -1,0 +1,129 @@
+"""The C extension: raw system calls, copies and checksums. It knows nothing of stages, tasks or event loops.
+
+Every call that submits, copies or waits releases the GIL. Arrays of requests are `ucm_async.engines.requests.REQUEST`.
+The contexts (`ThreadPool`, `AioContext`, `UringContext`) share one contract, so that one adapter serves all:
+
+- ``submit(requests, token, ...)`` sets every ``result`` to PENDING_RESULT, keeps a buffer export of `requests` and a
+  reference to `token` until the batch is done, and returns without waiting for completions. An empty array is done at once
+  (its token comes with the next ``reap``, and the descriptor becomes readable).
+- ``fileno()`` is an eventfd (non-blocking, close-on-exec), readable when at least one batch may be done.
+- ``reap()`` clears the eventfd, drains completions (also when the eventfd read says EAGAIN), submits what waited for room, and
+  returns the tokens of finished batches, each once, in order of completion.
+- ``close()`` waits (without the GIL) until everything submitted has completed, then frees; tokens not yet reaped are
+  returned by it as a list. Idempotent (then an empty list). A submit after it raises ValueError. Deallocation without close() does the same.
+- A context is used from one thread at a time (a second thread gets RuntimeError, never a crash).
+"""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+from typing_extensions import Buffer
+
+HAVE_CRC32C: bool  # the processor has the crc32 instruction
+REQUEST_BYTES: int  # sizeof(struct request)
+
+def crc32c(data: Buffer, value: int = 0, /) -> int: ...
+def execute(requests: Buffer, /) -> None:
+    """Run a batch in the calling thread, in order, without the GIL. Every opcode."""
+
+@final
+class Gate:
+    """Lets copies touch a caller's memory while it is open.
+
+    A copying thread enters before each piece of at most 64 KiB and leaves after it. ``close()`` refuses further entries (those
+    requests end with -ECANCELED) and returns when nobody is inside: microseconds. Idempotent, thread-safe.
+    """
+
+    address: int
+    closed: bool
+    def close(self) -> None: ...
+
+@final
+class Exports:
+    """Buffer exports of a caller's memory, held until ``release()`` or deallocation."""
+
+    def release(self) -> None: ...
+    released: bool
+
+def export_buffers(rows: Sequence[Any], writable: bool, addresses: Buffer, sizes: Buffer, /) -> Exports:
+    """Take a C-contiguous buffer export of every object of `rows`, a flat sequence of n objects.
+
+    `addresses` (uint64, n, writable) and `sizes` (uint64, n, writable) are filled in. On failure nothing stays exported, and the error's
+    ``args`` are ``(index, why)``: TypeError (no buffer protocol), BufferError (read-only where writable is needed, not C-contiguous).
+    """
+
+@final
+class ThreadPool:
+    """Threads that run requests of every opcode without ever needing the GIL."""
+
+    def __init__(self, threads: int, name: str = "ucm") -> None: ...
+    def submit(self, requests: Buffer, token: object, chunk: int = 1, /) -> None:
+        """Queue a batch; a free thread takes the next `chunk` consecutive requests at a time (links and chains stay inside a chunk)."""
+    def reap(self) -> list[Any]: ...
+    def fileno(self) -> int: ...
+    def close(self) -> list[Any]: ...
+    threads: int
+    pending: int  # requests submitted and not finished
+
+@final
+class AioContext:
+    """Linux native AIO (io_submit with IOCB_FLAG_RESFD). OP_READ, OP_WRITE, OP_READV, OP_WRITEV; others end with -EINVAL."""
+
+    def __init__(self, depth: int, max_bytes: int = 0) -> None:
+        """At most `depth` requests and `max_bytes` bytes (0: no bound; one request always fits) are with the kernel; the rest waits here."""
+    def submit(self, requests: Buffer, token: object, /) -> None: ...
+    def reap(self) -> list[Any]: ...
+    def fileno(self) -> int: ...
+    def close(self) -> list[Any]: ...
+    depth: int
+    in_flight: int
+    waiting: int
+
+@final
+class UringContext:
+    """io_uring over raw system calls. Opcodes as AioContext."""
+
+    def __init__(self, depth: int, max_bytes: int = 0, force_async: bool = False) -> None:
+        """`force_async` sets IOSQE_ASYNC (buffered files)."""
+    def register_memory(self, address: int, length: int, /) -> bool:
+        """Make one range a registered buffer (READ/WRITE inside it become *_FIXED); False if the kernel refuses (RLIMIT_MEMLOCK ...). Once, before the first submit."""
+    def submit(self, requests: Buffer, token: object, /) -> None: ...
+    def reap(self) -> list[Any]: ...
+    def fileno(self) -> int: ...
+    def close(self) -> list[Any]: ...
+    depth: int
+    in_flight: int
+    waiting: int
+
+@final
+class Mapping:
+    """Memory for an arena: 2 MiB aligned, prefaulted, huge pages where the kernel gives them. Supports the buffer protocol (writable)."""
+
+    def __init__(self, length: int, fd: int = -1, huge: bool = True) -> None:
+        """Map `length` bytes: anonymous (fd -1; MADV_HUGEPAGE, then populate), or shared from offset 0 of `fd` (touch each 2 MiB, then MADV_COLLAPSE).
+
+        Prefaults without the GIL. Raises OSError where mmap fails.
+        """
+    address: int
+    length: int
+    page_mode: str  # "huge", "partly huge" or "4k", as found after prefaulting (mincore-free: from MADV results and smaps where cheap)
+    def close(self) -> None:
+        """Unmap. Raises BufferError while exported."""
+
+@final
+class IdTable:
+    """A bounded set-associative map from 16-byte ids to a non-zero uint64; forgets old entries when a set is full. Batch calls, no Python object an entry."""
+
+    def __init__(self, capacity: int) -> None: ...
+    def get(self, ids: Buffer, out: Buffer, /) -> int:
+        """out[i] (uint64) = value of ids[i], 0 if absent. Returns how many were found."""
+    def put(self, ids: Buffer, values: Buffer, /) -> None: ...
+    def discard(self, ids: Buffer, /) -> int: ...
+    def prefix(self, ids: Buffer, /) -> int:
+        """Length of the longest run ids[0..k) that is present."""
+    def clear(self) -> None: ...
+    capacity: int
+    def __len__(self) -> int: ...
+
+def io_setup_limit() -> tuple[int, int]:
+    """(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown."""

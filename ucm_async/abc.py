@@ -1,0 +1,199 @@
+"""The contracts between the rooms: what an engine and a stage must do, and what a batch offers to a stage.
+
+`ucm_async.testing` has a conformance suite for each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy.typing as npt
+
+from .types import I64, U8, U64, Bools, Durability, Status
+
+if TYPE_CHECKING:
+    from .config import StoreConfig
+    from .errors import StoreError
+
+__all__ = ["AsyncResource", "Batch", "Engine", "Lower", "Stage"]
+
+
+class AsyncResource(ABC):
+    """Something that must be closed, by ``await aclose()`` or by leaving its ``async with`` block."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Finish what was accepted, then free everything. Idempotent."""
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+class Engine(AsyncResource):
+    """Runs batches of packed requests (`ucm_async.engines.requests`) for one event loop.
+
+    Attributes
+    ----------
+    name
+        As in the configuration key ``io_engine``.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def submit(self, requests: npt.NDArray[Any], chunk: int = 1) -> asyncio.Future[None]:
+        """Start a batch and return the one future that is done when every request of it has its ``result``.
+
+        Parameters
+        ----------
+        requests
+            C-contiguous array of ``REQUEST``, shape (n,). It belongs to the engine until the future is done; ``result`` may be read at
+            any time and is ``PENDING_RESULT`` until that request is in.
+        chunk
+            Requests that must run one after another in one thread (links and chains). Engines that run each request for itself ignore it.
+
+        Returns
+        -------
+        asyncio.Future
+            Done with None; never with an exception for a failed request (that is a ``result``). Cancelling the future does not cancel the
+            batch: whoever owns the memory must still wait for its completion.
+
+        Raises
+        ------
+        StoreClosedError
+            The engine was closed.
+
+        Notes
+        -----
+        Call it on the engine's loop only. It never waits: what exceeds the engine's bounds is kept in order inside and submitted later.
+        """
+
+    @abstractmethod
+    def statistics(self) -> Mapping[str, Any]:
+        """Return plain counters: at least ``requests``, ``batches``, ``bytes``, ``in_flight``."""
+
+
+class Batch(Protocol):
+    """Slices that a lane hands to its stage as one piece of work. A row is a shard, or a whole block.
+
+    Attributes
+    ----------
+    ids
+        uint8, shape (n, 16).
+    shards
+        int64, shape (n,): index of the shard, or -1 for a whole block.
+    addresses
+        uint64, shape (n, k): where the k pieces of each row lie in memory.
+    piece_sizes
+        int64, shape (k,): bytes of each piece; their sum is the row's size.
+    gates
+        uint64, shape (n,): for ``REQUEST.gate``; the gate of the task that each row belongs to.
+    direct
+        True if the kernel may read and write `addresses` itself (registered memory, or a stage's own slots).
+    durability
+        Of a dump.
+    """
+
+    ids: U8
+    shards: I64
+    addresses: U64
+    piece_sizes: I64
+    gates: U64
+    direct: bool
+    durability: Durability
+
+    def __len__(self) -> int: ...
+
+    def live(self) -> Bools:
+        """Bool, shape (n,): rows whose task still waits for them. The others may be skipped."""
+
+    def patience_s(self) -> float:
+        """Seconds until the nearest deadline of the batch; may be negative or infinite."""
+
+    def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
+        """Settle `rows` (int indexes or bool mask) with one `status`, or one each; a failure's reason in `error`. First report of a row counts."""
+
+
+class Lower(Protocol):
+    """What a stage sees of the stage below it: the same verbs, behind bounded inboxes."""
+
+    async def load(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64) -> U8:
+        """Load into memory that the library owns; returns a status each row when all of them have settled."""
+
+    async def dump(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability) -> U8:
+        """Dump from memory that the library owns; returns a status each row when all of them have settled."""
+
+    async def lookup(self, ids: U8) -> Bools: ...
+    async def lookup_on_prefix(self, ids: U8) -> int: ...
+    async def prefetch(self, ids: U8) -> None: ...
+    async def delete(self, ids: U8) -> None: ...
+    async def flush(self) -> Mapping[bytes, StoreError]: ...
+
+
+class Stage(AsyncResource):
+    """One layer of the pipeline: what it does with a batch, told as coroutines.
+
+    A stage is made with its configuration and the stage below (None at the bottom), opened once, and then driven by an operator, several
+    batches at a time. It must settle every row of a batch before `load` or `dump` returns; rows left over are settled as IO_ERROR.
+
+    Attributes
+    ----------
+    name
+        As in ``store_pipeline``.
+    needs_lower
+        True if the stage cannot be the last one; False if it must be; None if it can be both.
+    """
+
+    name: ClassVar[str]
+    needs_lower: ClassVar[bool | None] = False
+
+    def __init__(self, config: StoreConfig, lower: Lower | None) -> None:
+        self.config = config
+        self.lower = lower
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Get ready, on the running loop. A failure raises; nothing stays behind then."""
+
+    @abstractmethod
+    async def load(self, batch: Batch) -> None:
+        """Bring the rows of `batch` and report each. Failures are reports, not exceptions."""
+
+    @abstractmethod
+    async def dump(self, batch: Batch) -> None:
+        """Take the rows of `batch` and report each, when it has the batch's durability."""
+
+    @abstractmethod
+    async def lookup(self, ids: U8) -> Bools:
+        """Tell for each id, shape (n, 16), whether its whole block is stored here or below."""
+
+    async def lookup_on_prefix(self, ids: U8) -> int:
+        """Index of the last block of the longest stored prefix of `ids`, -1 if none."""
+        found = await self.lookup(ids)
+        return int(found.argmin()) - 1 if not found.all() else len(found) - 1
+
+    async def prefetch(self, ids: U8) -> None:
+        """Bring blocks into the fastest stage. A hint: never an error."""
+        return None
+
+    @abstractmethod
+    async def delete(self, ids: U8) -> None:
+        """Forget blocks, here and below. Unknown ids are fine."""
+
+    async def flush(self) -> Mapping[bytes, StoreError]:
+        """Wait until what was accepted behind earlier returns has its durability; block id -> why not, for those that failed."""
+        return {}
+
+    async def setup(self, config: StoreConfig) -> None:
+        """Take over what may change in a running store (``io_engine``)."""
+        self.config = config
+
+    @abstractmethod
+    def statistics(self) -> Mapping[str, Any]:
+        """Return plain, JSON-ready counters."""
