@@ -1,0 +1,53 @@
+"""Reports as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .report import Flow, Report
+
+__all__ = ["print_replay"]
+
+
+def print_replay(report: Report, setting: Mapping[str, Any]) -> None:
+    """Print what a replay did; `setting` has what is known of engine, loop, pipeline, block_bytes and problems."""
+    console = Console()
+    console.print(_summary(report, setting))
+    console.print(_flows(report))
+    for problem in setting.get("problems", ()):
+        console.print(Text(f"FAILED: {problem}", "bold red"))
+
+
+def _summary(report: Report, setting: Mapping[str, Any]) -> Table:
+    about = [f"{name} {setting[name]}" for name in ("pipeline", "engine", "loop") if name in setting]
+    table = Table("", "", title=f"replay ({', '.join(about)})", title_justify="left", show_header=False)
+    table.add_row("requests", f"{report.requests:,}")
+    block = f" of {setting['block_bytes']:,} bytes" if "block_bytes" in setting else ""
+    table.add_row("blocks asked", f"{report.blocks_asked:,}{block}")
+    table.add_row("prefix hits", f"{report.prefix_hits:,}")
+    table.add_row("hit ratio", f"{report.hit_ratio:.4f}  (infinite cache: {report.ideal_hit_ratio:.4f})")
+    wrong = f"{report.wrong_bytes:,}" + (f" in {report.wrong_blocks:,} blocks" if report.wrong_blocks else "")
+    table.add_row("wrong bytes", Text(wrong, "bold red" if report.wrong_bytes else "bold green"))
+    table.add_row("wall time", f"{report.wall_s:.1f} s, blocks made and compared within it")
+    return table
+
+
+def _flows(report: Report) -> Table:
+    table = Table("", "calls", "blocks", "GB", "GB/s awaited", "p50 ms", "p95 ms", "p99 ms", "failures")
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    for verb, flow in (("load", report.load), ("dump", report.dump)):
+        table.add_row(verb, *_cells(flow))
+    return table
+
+
+def _cells(flow: Flow) -> list[str]:
+    latencies = [f"{flow.percentile_ms(percent):.2f}" for percent in (50, 95, 99)] if flow.calls else ["", "", ""]
+    failures = ", ".join(f"{name} {count:,}" for name, count in sorted(flow.failures.items())) or "none"
+    rate = f"{flow.gb_per_s:.2f}"
+    return [f"{flow.calls:,}", f"{flow.blocks:,}", f"{flow.bytes / 1e9:.2f}", rate, *latencies, failures]

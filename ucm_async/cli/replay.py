@@ -1,0 +1,201 @@
+"""``ucm-async replay``: serve a workload from a store as an inference frontend does, and compare every loaded byte."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..types import Status
+
+if TYPE_CHECKING:
+    from ..bench.report import Report
+    from ..bench.workloads import Request
+
+__all__ = ["add_arguments", "run"]
+
+_TRACE_BLOCK_BYTES: Final = 65536  # a trace has many blocks; at 64 KiB, 2000 requests of a chat service are some GB
+_EXIT_FAILED: Final = 1
+_EXIT_INTERRUPTED: Final = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.description = __doc__
+    parser.epilog = (
+        "Exit code: 0 all well, 1 wrong bytes or unexpected failures, 2 wrong usage or trace, 130 interrupted."
+    )
+    work = parser.add_argument_group("workload")
+    work.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="Mooncake-format trace, JSON lines (default: seeded multi-turn chats)",
+    )
+    work.add_argument(
+        "--requests", type=_positive_int, metavar="N", help="serve the first N (default: 400, or the whole trace)"
+    )
+    work.add_argument("--seed", type=int, default=0, help="of the chats (default: %(default)s)")
+    work.add_argument(
+        "--block-bytes",
+        type=_positive_int,
+        metavar="B",
+        help="default: 368640 (16 tokens of a small model), 65536 for a trace",
+    )
+    store = parser.add_argument_group("store")
+    store.add_argument("--pipeline", default="Posix", help="stages, joined by | (default: %(default)s)")
+    store.add_argument(
+        "--dir", type=Path, help="keep the blocks there (default: a temporary directory here, removed at the end)"
+    )
+    store.add_argument("--engine", choices=("auto", "psync", "aio", "uring"), help="default: auto")
+    store.add_argument("--capacity-gb", type=float, metavar="GB", help="cap of the store on disk (default: none)")
+    how = parser.add_argument_group("how it is asked")
+    how.add_argument(
+        "--concurrency", type=_positive_int, default=4, metavar="N", help="requests in flight (default: %(default)s)"
+    )
+    how.add_argument(
+        "--timeout-ms",
+        type=float,
+        default=1000.0,
+        metavar="MS",
+        help="deadline of a load, 0: none (default: %(default)g)",
+    )
+    how.add_argument(
+        "--durability", choices=("cached", "stored", "synced"), default="stored", help="of dumps (default: %(default)s)"
+    )
+    how.add_argument(
+        "--registered", action="store_true", help="register the memory: the engine reads and writes it without a copy"
+    )
+    how.add_argument(
+        "--loop", choices=("auto", "asyncio", "uvloop"), default="auto", help="default: uvloop where it is installed"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
+    from ..bench.loops import loop_name, run_on  # noqa: PLC0415  (the other commands need not import this)
+    from ..bench.report import Report  # noqa: PLC0415
+
+    report = Report()
+    outcome: dict[str, Any] = {}
+    try:
+        with _requests(args) as requests, _directory(args.dir) as directory, _progress(args) as on_request:
+            outcome["loop"] = loop_name(args.loop)
+            run_on(outcome["loop"], _replay(args, requests, directory, report, outcome, on_request))
+    except KeyboardInterrupt:
+        print("interrupted; what was served until then:", file=sys.stderr)
+        _show(args, report, outcome)
+        return _EXIT_INTERRUPTED
+    _show(args, report, outcome)
+    return _EXIT_FAILED if outcome["problems"] else 0
+
+
+async def _replay(
+    args: argparse.Namespace,
+    requests: Iterable[Request],
+    directory: Path,
+    report: Report,
+    outcome: dict[str, Any],
+    on_request: Callable[[], None],
+) -> None:
+    from ..bench.replay import ReplayOptions, replay  # noqa: PLC0415
+    from ..store import open_store  # noqa: PLC0415
+
+    block_bytes = _block_bytes(args)
+    options = ReplayOptions(
+        block_bytes=block_bytes,
+        timeout_s=args.timeout_ms / 1e3 or None,
+        concurrency=args.concurrency,
+        durability=args.durability,
+        registered=args.registered,
+    )
+    settings: dict[str, Any] = {
+        "storage_backends": [str(directory)],
+        "block_size": block_bytes,
+        "shard_size": block_bytes,
+        "namespace": f"replay/{block_bytes}",
+    }
+    if args.engine is not None:
+        settings["io_engine"] = args.engine
+    if args.capacity_gb is not None:
+        settings["posix_capacity_gb"] = args.capacity_gb
+    async with open_store(args.pipeline, **settings) as store:
+        outcome["pipeline"] = args.pipeline
+        outcome["block_bytes"] = block_bytes
+        outcome["engine"] = _engine_name(store.statistics())
+        await replay(store, requests, options, report, on_request)
+    # A capped store may evict between lookup and load, and refuse dumps while it collects.
+    capped = (Status.MISS, Status.NO_SPACE) if args.capacity_gb is not None else ()
+    outcome["problems"] = report.problems(expected=(Status.TIMEOUT, *capped))
+
+
+def _block_bytes(args: argparse.Namespace) -> int:
+    from ..bench.blocks import SAMPLE_BLOCK_BYTES  # noqa: PLC0415
+
+    default = SAMPLE_BLOCK_BYTES if args.trace is None else _TRACE_BLOCK_BYTES
+    return int(args.block_bytes or default)
+
+
+@contextlib.contextmanager
+def _requests(args: argparse.Namespace) -> Iterator[Iterable[Request]]:
+    """Open the workload; read lazily."""
+    from ..bench.workloads import MultiTurn, parse_trace  # noqa: PLC0415
+
+    if args.trace is None:
+        yield MultiTurn(seed=args.seed, requests=args.requests or MultiTurn().requests)
+        return
+    with args.trace.open("rb") as lines:
+        yield islice(parse_trace(lines, str(args.trace)), args.requests)
+
+
+@contextlib.contextmanager
+def _directory(chosen: Path | None) -> Iterator[Path]:
+    if chosen is not None:
+        chosen.mkdir(parents=True, exist_ok=True)
+        yield chosen
+        return
+    # Here, not in /tmp, which may be memory.
+    made = Path(tempfile.mkdtemp(prefix="ucm-replay-", dir="."))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _progress(args: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    total = args.requests or (400 if args.trace is None else None)
+    columns = (TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("replay", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _engine_name(statistics: Any) -> str:
+    return "?"
+
+
+def _show(args: argparse.Namespace, report: Report, outcome: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps({**report.as_dict(), **outcome}, indent=2))
+        return
+    from ..bench.tables import print_replay  # noqa: PLC0415
+
+    print_replay(report, outcome)
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
