@@ -1,0 +1,57 @@
+"""What every test here gets: both event loops, and a guard against blocking calls on them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+from blockbuster import BlockBuster, BlockBusterFunction
+from hypothesis import settings
+
+# A slow machine is no failure of ours: no deadline an example.
+settings.register_profile("suite", deadline=None, print_blob=True)
+settings.load_profile("suite")
+
+PACKAGE = "ucm_async"
+SUITES = "ucm_async.testing"
+OS_FUNCTIONS = ("open", "pread", "preadv", "pwrite", "pwritev", "readv", "writev", "fsync", "fdatasync", "ftruncate")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every asynchronous test on asyncio's loop, and again on uvloop's where that is installed."""
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if importlib.util.find_spec("uvloop"):
+        import uvloop
+
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
+
+
+@pytest.fixture(scope="session")
+def blockbuster() -> BlockBuster:
+    """The guard, with the calls that a store would use in addition to those it knows."""
+    # The suites of `testing` are tests themselves, which may write files; what they call is still watched.
+    excluded = [SUITES] if importlib.util.find_spec(SUITES) else []
+    guard = BlockBuster(PACKAGE, excluded_modules=excluded)
+    for name in OS_FUNCTIONS:
+        full_name = f"os.{name}"
+        function = BlockBusterFunction(None, full_name, scanned_modules=PACKAGE, excluded_modules=excluded)
+        guard.functions.setdefault(full_name, function)
+    return guard
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls(request: pytest.FixtureRequest, blockbuster: BlockBuster) -> Iterator[None]:
+    """Fail a test if the package blocks a running loop; ``@pytest.mark.may_block("why")`` allows it."""
+    if request.node.get_closest_marker("may_block"):
+        yield
+        return
+    blockbuster.activate()
+    try:
+        yield
+    finally:
+        blockbuster.deactivate()

@@ -1,0 +1,57 @@
+"""What an import of the package gives, and what it leaves out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import ucm_async
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["asyncio", "anyio", "uvloop", "rich", "yaml", "torch", "ucm_async.store"])
+def test_the_import_leaves_out_what_only_some_need(module: str) -> None:
+    assert run_python(f"import sys, ucm_async; print({module!r} in sys.modules)") == "False"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in ucm_async.__all__:
+        assert getattr(ucm_async, name) is not None
+        assert name in dir(ucm_async)
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'opn_store'"):
+        ucm_async.opn_store  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_public_names_are_documented() -> None:
+    undocumented = [name for name in ucm_async.__all__ if not (getattr(ucm_async, name).__doc__ or "").strip()]
+    assert undocumented == []
+
+
+def test_errors_say_what_they_are_and_survive_pickling() -> None:
+    error = ucm_async.CorruptError("checksum differs", row=3, block_id=b"\1" * 16, shard=2)
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(error) == f"row 3: block {'01' * 16} shard 2: checksum differs"
+    assert isinstance(copy, ucm_async.CorruptError)
+
+
+def test_the_version_is_the_one_installed() -> None:
+    assert importlib.metadata.version("ucm-async") == ucm_async.__version__
+
+
+def test_types_are_shipped() -> None:
+    files = importlib.resources.files("ucm_async")
+    assert files.joinpath("py.typed").is_file()
+    assert files.joinpath("_native.pyi").is_file()
