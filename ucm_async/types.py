@@ -101,7 +101,9 @@ def as_block_ids(ids: BlockIds, *, name: str = "ids") -> U8:
         raise TypeError(f"{where}: {got}, must be bytes of length {BLOCK_ID_BYTES}") from None
     if len(joined) != BLOCK_ID_BYTES * len(ids) or any(map(_WRONG_LENGTH, map(len, ids))):
         wrong = next(i for i, one in enumerate(ids) if len(one) != BLOCK_ID_BYTES)
-        raise ValueError(f"{name}[{wrong}]: {len(ids[wrong])} bytes, must be {BLOCK_ID_BYTES} (see ucm_async.block_ids)")
+        raise ValueError(
+            f"{name}[{wrong}]: {len(ids[wrong])} bytes, must be {BLOCK_ID_BYTES} (see ucm_async.block_ids)"
+        )
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, BLOCK_ID_BYTES)
 
 

@@ -1,0 +1,139 @@
+"""A lane: bounded inboxes, one a queue, and a worker for each that drives the stage."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from anyio.abc import TaskGroup
+
+from ..errors import BackendIOError, WouldBlock
+from ..tasks import Slice, SliceBatch, make_batches
+from ..types import Status
+
+__all__ = ["Lane", "LaneStatistics"]
+
+_log = logging.getLogger("ucm_async.pipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStatistics:
+    """Counts of a lane since the store was opened.
+
+    Attributes
+    ----------
+    slices, batches
+        How many slices came, and how many batches they made: the difference was coalesced.
+    queued, running
+        Slices in the inboxes now, and batches in the stage now.
+    dropped
+        Slices whose task had settled before their turn came.
+    """
+
+    slices: int
+    batches: int
+    queued: int
+    running: int
+    dropped: int
+
+
+class Lane:
+    """The load side or the dump side of an operator.
+
+    Slices that arrive in one turn of the loop wait in the same inboxes when the workers wake, and leave as one batch;
+    no timer is involved.
+
+    Parameters
+    ----------
+    name
+        For logs and task names.
+    handler
+        Called with one batch at a time by each worker.
+    queues
+        How many inboxes and workers there are: the number of batches that can be in the stage at a time.
+    depth
+        Slices that each inbox holds.
+    batch_bytes
+        Upper bound of a batch of several slices.
+    """
+
+    def __init__(
+        self, name: str, handler: Callable[[SliceBatch], Awaitable[None]], *, queues: int, depth: int, batch_bytes: int
+    ) -> None:
+        self.name = name
+        self.queues = queues
+        self._handler = handler
+        self._batch_bytes = batch_bytes
+        self._inboxes: list[asyncio.Queue[Slice]] = [asyncio.Queue(depth) for _ in range(queues)]
+        self._slices = self._batches = self._running = self._dropped = 0
+
+    def start(self, group: TaskGroup) -> None:
+        """Start the workers; they end when `group` is cancelled."""
+        for number, inbox in enumerate(self._inboxes):
+            group.start_soon(self._work, inbox, name=f"ucm-{self.name}-{number}")
+
+    def put_nowait(self, one: Slice, queue: int) -> None:
+        """Put a slice into an inbox; `WouldBlock` if it is full."""
+        try:
+            self._inboxes[queue].put_nowait(one)
+        except asyncio.QueueFull:
+            raise WouldBlock(f"{self.name}: inbox {queue} is full") from None
+
+    async def put(self, one: Slice, queue: int) -> None:
+        """Put a slice, waiting for room."""
+        await self._inboxes[queue].put(one)
+
+    async def _work(self, inbox: asyncio.Queue[Slice]) -> None:
+        while True:
+            slices = self._take(await inbox.get(), inbox)
+            for batch in make_batches(slices) if slices else ():
+                self._batches += 1
+                self._running += 1
+                try:
+                    await self._run(batch)
+                finally:
+                    self._running -= 1
+
+    def _take(self, first: Slice, inbox: asyncio.Queue[Slice]) -> list[Slice]:
+        """Take what else waits, up to a batch, and drop what nobody waits for any more."""
+        taken: list[Slice] = []
+        room = self._batch_bytes
+        one = first
+        while True:
+            self._slices += 1
+            if one.task.alive:
+                taken.append(one)
+                room -= one.nbytes
+            else:
+                self._dropped += 1
+                one.report_rest(Status.CANCELLED)
+            if room <= 0 or inbox.empty():
+                return taken
+            one = inbox.get_nowait()
+
+    async def _run(self, batch: SliceBatch) -> None:
+        """Drive the stage; whatever it does, every row is settled afterwards."""
+        try:
+            await self._handler(batch)
+            batch.report_rest(Status.IO_ERROR, _FORGOTTEN)
+        except Exception as error:
+            _log.exception("%s: a batch of %d rows failed", self.name, len(batch))
+            batch.report_rest(Status.IO_ERROR, BackendIOError(f"{type(error).__name__}: {error}"))
+        except BaseException:
+            batch.report_rest(Status.CLOSED)
+            raise
+
+    def statistics(self) -> LaneStatistics:
+        """Return the counts as they are now."""
+        return LaneStatistics(
+            slices=self._slices,
+            batches=self._batches,
+            queued=sum(inbox.qsize() for inbox in self._inboxes),
+            running=self._running,
+            dropped=self._dropped,
+        )
+
+
+_FORGOTTEN = BackendIOError("the stage returned without reporting the row")

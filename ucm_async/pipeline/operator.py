@@ -1,0 +1,134 @@
+"""An operator: a stage between its two lanes. What the stage above sees of it is `ucm_async.abc.Lower`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from anyio.abc import TaskGroup
+
+from ..abc import Stage
+from ..config import StoreConfig
+from ..errors import StoreError
+from ..tasks import LaneName, Memory, Slice, SliceBatch, Task, cut_slices
+from ..types import I64, U8, U64, Bools, Durability
+from .lane import Lane
+
+__all__ = ["Operator"]
+
+
+class Operator:
+    """Drives one stage. Loads and dumps have a lane each, so that loads never queue behind dumps.
+
+    The stage can be replaced while the store runs: batches that are in the old one finish there, the next ones enter
+    the new one.
+    """
+
+    def __init__(self, stage: Stage, config: StoreConfig) -> None:
+        self.stage = stage
+        self._config = config
+        self._users: dict[int, int] = {}  # id(stage) -> batches inside it
+        self._left: dict[int, asyncio.Future[None]] = {}  # id(stage) -> done when the last batch has left it
+        self._next_queue = 0
+        bounds = {"queues": config.queue_number, "depth": config.queue_depth, "batch_bytes": config.slice_bytes}
+        self.load_lane = Lane(f"{stage.name}-load", self._load_batch, **bounds)
+        self.dump_lane = Lane(f"{stage.name}-dump", self._dump_batch, **bounds)
+
+    def start(self, group: TaskGroup) -> None:
+        """Start the workers of both lanes."""
+        self.load_lane.start(group)
+        self.dump_lane.start(group)
+
+    # ---- driving the stage
+
+    async def _load_batch(self, batch: SliceBatch) -> None:
+        stage = self._enter()
+        try:
+            await stage.load(batch)
+        finally:
+            self._leave(stage)
+
+    async def _dump_batch(self, batch: SliceBatch) -> None:
+        stage = self._enter()
+        try:
+            await stage.dump(batch)
+        finally:
+            self._leave(stage)
+
+    def _enter(self) -> Stage:
+        stage = self.stage
+        self._users[id(stage)] = self._users.get(id(stage), 0) + 1
+        return stage
+
+    def _leave(self, stage: Stage) -> None:
+        self._users[id(stage)] -= 1
+        if self._users[id(stage)] == 0:
+            del self._users[id(stage)]
+            left = self._left.pop(id(stage), None)
+            if left is not None:
+                left.set_result(None)
+
+    async def replace(self, stage: Stage) -> None:
+        """Put an opened `stage` in the place of the present one, and close that when its last batch has left."""
+        old, self.stage = self.stage, stage
+        if id(old) in self._users:
+            left = self._left[id(old)] = asyncio.get_running_loop().create_future()
+            await left
+        await old.aclose()
+
+    # ---- ucm_async.abc.Lower
+
+    async def load(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64) -> U8:
+        """See `ucm_async.abc.Lower.load`."""
+        return await self._send("load", ids, shards, addresses, piece_sizes, "stored")
+
+    async def dump(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability) -> U8:
+        """See `ucm_async.abc.Lower.dump`."""
+        return await self._send("dump", ids, shards, addresses, piece_sizes, durability)
+
+    async def _send(
+        self, name: LaneName, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability
+    ) -> U8:
+        lane = self.load_lane if name == "load" else self.dump_lane
+        memory = Memory(addresses, tuple(piece_sizes.tolist()), direct=True)
+        loop = asyncio.get_running_loop()
+        task = Task(name, ids, shards, memory, durability=durability, loop=loop, on_finished=_nothing)
+        cuts = cut_slices(ids, memory.row_bytes, slice_bytes=self._config.slice_bytes, queues=lane.queues)
+        task.expect_slices(len(cuts))
+        for start, stop in cuts:
+            self._next_queue = (self._next_queue + 1) % lane.queues
+            await lane.put(Slice(task, start, stop), self._next_queue)
+        return (await task).status
+
+    async def lookup(self, ids: U8) -> Bools:
+        """See `ucm_async.abc.Stage.lookup`."""
+        return await self.stage.lookup(ids)
+
+    async def lookup_on_prefix(self, ids: U8) -> int:
+        """See `ucm_async.abc.Stage.lookup_on_prefix`."""
+        return await self.stage.lookup_on_prefix(ids)
+
+    async def prefetch(self, ids: U8) -> None:
+        """See `ucm_async.abc.Stage.prefetch`."""
+        await self.stage.prefetch(ids)
+
+    async def delete(self, ids: U8) -> None:
+        """See `ucm_async.abc.Stage.delete`."""
+        await self.stage.delete(ids)
+
+    async def flush(self) -> Mapping[bytes, StoreError]:
+        """See `ucm_async.abc.Stage.flush`."""
+        return await self.stage.flush()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what the lanes and the stage count."""
+        return {
+            "load_lane": self.load_lane.statistics(),
+            "dump_lane": self.dump_lane.statistics(),
+            "stage": dict(self.stage.statistics()),
+        }
+
+
+def _nothing(task: Task) -> None:
+    """Nobody counts the tasks between two stages: the stage above awaits each."""

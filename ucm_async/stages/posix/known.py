@@ -1,0 +1,48 @@
+"""What this process knows to be stored, so that a lookup of it needs no system call."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...native import IdTable
+from ...types import U8, Bools
+
+__all__ = ["KnownBlocks"]
+
+_STORED = np.uint64(1)
+
+
+class KnownBlocks:
+    """A bounded memory of ids that are stored.
+
+    It may forget, and another process may delete a block behind its back: a load then finds out.
+
+    That a block is *not* stored is never remembered: another process may commit it at any time.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._table = IdTable(capacity)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def known(self, ids: U8) -> Bools:
+        """Bool, shape (n,): which of the ids are known to be stored."""
+        out = np.empty(len(ids), dtype=np.uint64)
+        self._table.get(ids, out)
+        found: Bools = out != 0
+        return found
+
+    def prefix(self, ids: U8) -> int:
+        """Return how many ids from the first on are known."""
+        return self._table.prefix(ids)
+
+    def add(self, ids: U8) -> None:
+        """Remember blocks."""
+        if len(ids):
+            self._table.put(np.ascontiguousarray(ids), np.full(len(ids), _STORED))
+
+    def discard(self, ids: U8) -> None:
+        """Forget blocks."""
+        if len(ids):
+            self._table.discard(np.ascontiguousarray(ids))

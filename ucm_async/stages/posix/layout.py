@@ -1,0 +1,162 @@
+"""Where a block lies: backend, path, and the ranges of its file that hold a row. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from ...types import I64, U8, U64
+from .header import HEADER_ALIGN, header_bytes
+
+__all__ = [
+    "BlockLayout",
+    "block_paths",
+    "choose_backend",
+    "group_rows",
+    "merge_ranges",
+    "paths_below",
+    "subdirectories",
+]
+
+_HEX: Final = np.frombuffer(b"".join(b"%02x" % i for i in range(256)), dtype=np.uint8).reshape(256, 2)
+_MIX_LOW: Final = np.uint64(0x9E3779B97F4A7C15)  # odd constants; any would do, but they are part of the format
+_MIX_HIGH: Final = np.uint64(0xC2B2AE3D27D4EB4F)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """How a block lies in its file: the header, then the shards one after another, padded to whole pages.
+
+    Attributes
+    ----------
+    block_size, shard_size, shards
+        Of the store.
+    header_bytes
+        Where the data begins.
+    file_bytes
+        Length of the file, a multiple of 4096.
+    """
+
+    block_size: int
+    shard_size: int
+    shards: int
+    header_bytes: int
+    file_bytes: int
+
+    @classmethod
+    def of(cls, block_size: int, shard_size: int) -> BlockLayout:
+        """Lay out blocks of `block_size` bytes in shards of `shard_size`."""
+        shards = block_size // shard_size
+        head = header_bytes(shards)
+        return cls(block_size, shard_size, shards, head, head + -(-block_size // HEADER_ALIGN) * HEADER_ALIGN)
+
+    def row_ranges(self, shards: I64) -> tuple[I64, I64]:
+        """Return where rows begin and end in their files; -1 is a whole block."""
+        whole = shards < 0
+        start = self.header_bytes + np.where(whole, 0, shards) * self.shard_size
+        return start, start + np.where(whole, self.block_size, self.shard_size)
+
+
+def mix(ids: U8) -> U64:
+    """Return 64 well-mixed bits of each id: ids may be consecutive numbers, or share most of their bytes."""
+    words = ids.view("<u8")
+    mixed: U64 = words[:, 0] * _MIX_LOW ^ (words[:, 1] + (words[:, 0] >> np.uint64(32))) * _MIX_HIGH
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= _MIX_LOW
+    mixed ^= mixed >> np.uint64(32)
+    return mixed
+
+
+def subdirectories(ids: U8) -> U8:
+    """Return the number, 0 … 255, of the directory that each block's file lies in."""
+    return (mix(ids) >> np.uint64(56)).astype(np.uint8)
+
+
+def block_paths(ids: U8) -> U8:
+    """Return the path of each block's file: ``xx/<32 hex digits>``, NUL-terminated, shape (n, 36)."""
+    out = np.zeros((len(ids), 36), dtype=np.uint8)
+    out[:, 0:2] = _HEX[subdirectories(ids)]
+    out[:, 2] = ord("/")
+    out[:, 3:35] = _HEX[ids].reshape(len(ids), 32)
+    return out
+
+
+def paths_below(directory: str, ids: U8) -> U8:
+    """Return ``directory/<32 hex digits>`` for each id, NUL-terminated, one path a row."""
+    prefix = np.frombuffer(directory.encode() + b"/", dtype=np.uint8)
+    out = np.zeros((len(ids), len(prefix) + 33), dtype=np.uint8)
+    out[:, : len(prefix)] = prefix
+    out[:, len(prefix) : -1] = _HEX[ids].reshape(len(ids), 32)
+    return out
+
+
+def backend_seeds(paths: tuple[str, ...]) -> U64:
+    """Return a 64-bit seed for each backend: the first 8 bytes of BLAKE2b of its path."""
+    digests = b"".join(hashlib.blake2b(path.encode(), digest_size=8).digest() for path in paths)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def choose_backend(ids: U8, seeds: U64) -> I64:
+    """Spread blocks over backends by rendezvous hashing (Thaler and Ravishankar, 1998).
+
+    A block goes to the backend whose seed, mixed with the id, gives the largest number: adding or removing a backend
+    moves only the blocks that go to it or were on it, and the order of the backends does not matter.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64, shape (n,): position in `seeds`.
+    """
+    if len(seeds) == 1:
+        return np.zeros(len(ids), dtype=np.int64)
+    score = (mix(ids)[:, None] ^ seeds[None, :]) * _MIX_HIGH
+    score ^= score >> np.uint64(31)
+    score *= _MIX_LOW
+    best: I64 = np.argmax(score, axis=1).astype(np.int64)
+    return best
+
+
+def group_rows(ids: U8) -> tuple[I64, I64]:
+    """Group consecutive rows of one block.
+
+    Returns
+    -------
+    first
+        int64, shape (g,): the first row of each group.
+    group
+        int64, shape (n,): the group of each row.
+    """
+    words = ids.view(np.uint64)
+    new = np.ones(len(ids), dtype=np.bool_)
+    new[1:] = (words[1:] != words[:-1]).any(axis=1)
+    return np.flatnonzero(new).astype(np.int64), (np.cumsum(new) - 1).astype(np.int64)
+
+
+def merge_ranges(group: I64, start: I64, stop: I64, *, gap: int) -> tuple[I64, I64, I64]:
+    """Merge the ranges of each group that touch, overlap, or lie at most `gap` bytes apart.
+
+    Parameters
+    ----------
+    group, start, stop
+        int64, shape (n,): ranges [start, stop) of the file of each group, in any order.
+    gap
+        Bytes that are cheaper to read along than to skip.
+
+    Returns
+    -------
+    group, start, stop
+        int64, shape (m,), m <= n: sorted by group and start, disjoint and more than `gap` apart within a group.
+    """
+    order = np.lexsort((start, group))
+    group, start, stop = group[order], start[order], stop[order]
+    span = int(stop.max(initial=0)) + gap + 1  # shifts each group to numbers of its own
+    reach = np.maximum.accumulate(stop + group * span)
+    new = np.ones(len(group), dtype=np.bool_)
+    new[1:] = start[1:] + group[1:] * span > reach[:-1] + gap
+    new[1:] |= group[1:] != group[:-1]
+    first = np.flatnonzero(new)
+    last = np.append(first[1:], len(group)) - 1
+    return group[first], start[first], reach[last] - group[last] * span

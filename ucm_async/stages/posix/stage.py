@@ -1,0 +1,223 @@
+"""The Posix stage: one file a block, in hashed directories, on one or several backends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from ...abc import Batch, Engine, Lower, Stage
+from ...config import StoreConfig
+from ...engines.arena import Arena
+from ...engines.pool import make_pool
+from ...engines.probe import make_engine
+from ...errors import ConfigError
+from ...types import I64, U8, Bools
+from .backend import Backend, open_backend
+from .dump import Dumper
+from .files import BlockFiles
+from .known import KnownBlocks
+from .layout import BlockLayout, backend_seeds, choose_backend
+from .load import Loader
+from .transfer import Transfer
+from .writes import BlockWrites
+
+__all__ = ["PosixStage"]
+
+_log = logging.getLogger("ucm_async.posix")
+
+LOAD_POOL_THREADS: Final = 2
+DUMP_POOL_THREADS: Final = 4
+"""Dumps create and rename files, which waits for the journal; loads open and check, which waits for nothing."""
+
+SEGMENT_MIN: Final = 64
+SEGMENT_MAX: Final = 2048
+"""Ids that a prefix lookup asks for at a time: the first miss is often early, so begin small and double."""
+
+
+class PosixStage(Stage):
+    """Keeps each block in a file of its own; the format is told in docs/design/format.md.
+
+    Configuration: ``storage_backends``, ``io_engine``, ``io_direct``, ``io_depth``, ``io_threads``,
+    ``staging_buffer_gb``, ``known_blocks_max``, ``partial_blocks_max``, and the geometry and namespace of the store.
+    """
+
+    name: ClassVar[str] = "Posix"
+    needs_lower: ClassVar[bool | None] = False
+
+    def __init__(self, config: StoreConfig, lower: Lower | None) -> None:
+        super().__init__(config, lower)
+        self._layout = BlockLayout.of(config.block_size, config.shard_size)
+        self._known = KnownBlocks(config.known_blocks_max)
+        self._writes = BlockWrites(self._layout.shards, config.partial_blocks_max)
+        self._seeds = backend_seeds(tuple(config.storage_backends))
+        self._backends: list[Backend] = []
+        self._retired: set[asyncio.Task[None]] = set()
+
+    # ---- life
+
+    async def open(self) -> None:
+        """Open the backends and make engines, pools and slots.
+
+        Raises
+        ------
+        ConfigError
+            No backend can be used. One of several that cannot is logged, and its blocks are IO_ERROR until the store
+            is opened again.
+        """
+        if not self.config.storage_backends:
+            raise ConfigError("storage_backends: empty, Posix needs at least one directory")
+        self._backends = await asyncio.gather(
+            *(asyncio.to_thread(self._open_one, path) for path in self.config.storage_backends)
+        )
+        if all(backend.error for backend in self._backends):
+            raise ConfigError(self._backends[0].error)
+        self._direct = all(backend.direct for backend in self._backends if not backend.error)
+        files = BlockFiles(self._backends)
+        load, dump = await asyncio.gather(
+            self._make_transfer("load", LOAD_POOL_THREADS), self._make_transfer("dump", DUMP_POOL_THREADS)
+        )
+        namespace = self.config.namespace_fingerprint()
+        self._files = files
+        self._loader = Loader(self._layout, namespace, files, self._seeds, self._known, load)
+        self._dumper = Dumper(self._layout, namespace, files, self._seeds, self._known, dump, self._writes)
+
+    def _open_one(self, path: str) -> Backend:
+        try:
+            return open_backend(path, self.config)
+        except ConfigError as error:
+            if len(self.config.storage_backends) > 1:
+                _log.error("backend left out: %s", error)
+            return Backend(path, root=None, error=str(error))  # type: ignore[arg-type]  # nobody asks a dead one
+
+    async def _make_transfer(self, lane: str, threads: int) -> Transfer:
+        slot = self._layout.file_bytes
+        slots = max(_SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // slot)
+        arena = await Arena.create(slot, slots)
+        return Transfer(make_pool(threads, f"ucm-{lane}"), self._make_engine(self.config, arena), arena)
+
+    def _make_engine(self, config: StoreConfig, arena: Arena) -> Engine:
+        return make_engine(
+            config.io_engine,
+            direct=self._direct,
+            depth=config.io_depth,
+            max_bytes=0,
+            threads=config.io_threads,
+            memory=arena,
+        )
+
+    async def setup(self, config: StoreConfig) -> None:
+        """Switch the engines: what the old ones have, they finish; what comes goes to the new ones."""
+        changed = (config.io_engine, config.io_depth, config.io_threads) != (
+            self.config.io_engine,
+            self.config.io_depth,
+            self.config.io_threads,
+        )
+        await super().setup(config)
+        if not changed:
+            return
+        old: list[Engine] = []
+        for transfer in (self._loader.transfer, self._dumper.transfer):
+            new = self._make_engine(config, transfer.arena)
+            old.append(transfer.engine)
+            transfer.engine = new
+        for engine in old:
+            await engine.aclose()
+
+    async def aclose(self) -> None:
+        """Finish late completions, then free everything. Idempotent."""
+        if not self._backends:
+            return
+        backends, self._backends = self._backends, []
+        await self._loader.finish()
+        for transfer in (self._loader.transfer, self._dumper.transfer):
+            await transfer.engine.aclose()
+            await transfer.pool.aclose()
+            transfer.arena.close()
+        await asyncio.gather(*(asyncio.to_thread(backend.close) for backend in backends))
+
+    # ---- the lanes
+
+    async def load(self, batch: Batch) -> None:
+        """See `ucm_async.abc.Stage.load`."""
+        await self._loader.load(batch)
+
+    async def dump(self, batch: Batch) -> None:
+        """See `ucm_async.abc.Stage.dump`."""
+        await self._dumper.dump(batch)
+
+    # ---- what is stored
+
+    async def lookup(self, ids: U8) -> Bools:
+        """See `ucm_async.abc.Stage.lookup`. What this process knows costs no system call."""
+        found = self._known.known(ids)
+        unknown = np.flatnonzero(~found)
+        if len(unknown):
+            found[unknown] = await self._ask(np.ascontiguousarray(ids[unknown]))
+        return found
+
+    async def lookup_on_prefix(self, ids: U8) -> int:
+        """See `ucm_async.abc.Stage.lookup_on_prefix`. Asks segment by segment, no further than the first miss."""
+        at, segment = self._known.prefix(ids), SEGMENT_MIN
+        while at < len(ids):
+            found = await self.lookup(ids[at : at + segment])
+            if not found.all():
+                return at + int(found.argmin()) - 1
+            at += len(found)
+            segment = min(segment * 2, SEGMENT_MAX)
+        return len(ids) - 1
+
+    async def _ask(self, ids: U8) -> Bools:
+        """Ask the file system, and remember what is there. A file of the wrong size is not a block."""
+        size = await self._files.stat(ids, choose_backend(ids, self._seeds), self._loader.transfer.pool)
+        found: Bools = size == self._layout.file_bytes
+        self._known.add(ids[found])
+        return found
+
+    async def delete(self, ids: U8) -> None:
+        """See `ucm_async.abc.Stage.delete`. Loads that are under way still get their bytes."""
+        if not len(ids):
+            return
+        self._known.discard(ids)
+        backend: I64 = choose_backend(ids, self._seeds)
+        await self._files.unlink(ids, backend, self._dumper.transfer.pool)
+        for block_id in ids:
+            await self._dumper.discard_partial(block_id.tobytes())
+        self._known.discard(ids)
+
+    # ---- what happened
+
+    def statistics(self) -> Mapping[str, Any]:
+        """See `ucm_async.abc.Stage.statistics`."""
+        return {
+            "backends": [
+                {
+                    "path": backend.path,
+                    "direct": backend.direct,
+                    "direct_reason": backend.direct_reason,
+                    "error": backend.error,
+                    "leftovers_removed": backend.leftovers,
+                }
+                for backend in self._backends
+            ],
+            "known_blocks": len(self._known),
+            "partial_blocks": len(self._writes),
+            "load": _transfer_statistics(self._loader.transfer),
+            "dump": _transfer_statistics(self._dumper.transfer),
+        }
+
+
+def _transfer_statistics(transfer: Transfer) -> dict[str, Any]:
+    return {
+        "counts": dict(transfer.counts),
+        "engine": dict(transfer.engine.statistics()),
+        "pool": dict(transfer.pool.statistics()),
+        "arena": transfer.arena.statistics(),
+    }
+
+
+_SLOTS_MIN: Final = 8
+"""Even for blocks larger than the staging buffer: fewer slots would leave the disk idle between two blocks."""

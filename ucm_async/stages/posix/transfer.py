@@ -1,0 +1,148 @@
+"""What one lane works with, and the steps that loads and dumps share."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...abc import Engine
+from ...engines import requests as rq
+from ...engines.arena import Arena
+from ...native import execute
+from ...tasks import Cuts
+from ...types import I64, U64, Bools, Status
+
+__all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "copy_rows", "run_copies", "status_of_errno"]
+
+DIRECT_ALIGN: Final = 4096
+"""What O_DIRECT asks of addresses, offsets and lengths. Many devices ask for less; no file system asks for more."""
+
+INLINE_COPY_BYTES_MAX: Final = 128 << 10
+"""So much is copied and checked on the loop itself: about 15 µs, less than a hop to another thread and back."""
+
+
+@dataclass(slots=True)
+class Transfer:
+    """The means of one lane. Loads and dumps have one each, so that neither waits for the other.
+
+    Attributes
+    ----------
+    pool
+        Threads for file operations, copies and checksums.
+    engine
+        Moves the data.
+    arena
+        Slots; a slot mirrors a block's file: what lies at an offset of the file lies there in the slot.
+    counts
+        Plain counters, by name.
+    """
+
+    pool: Engine
+    engine: Engine
+    arena: Arena
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def can_go_direct(addresses: U64, piece_sizes: I64) -> bool:
+    """Tell whether O_DIRECT can read into, or write from, these pieces as they lie."""
+    return not ((addresses % DIRECT_ALIGN).any() or (piece_sizes % DIRECT_ALIGN).any())
+
+
+def status_of_errno(number: int) -> Status:
+    """Return what a failed system call means for a row."""
+    if number == errno.ENOENT:
+        return Status.MISS
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return Status.NO_SPACE
+    return Status.IO_ERROR
+
+
+def copy_rows(opcode: int, cuts: Cuts, *, slots: U64, pieces: U64, gates: U64, to_slots: bool) -> rq.Requests:
+    """Make the requests that copy rows between slots and the caller's pieces, or only take their checksums.
+
+    Parameters
+    ----------
+    opcode
+        OP_COPY, or OP_CHECKSUM of the pieces.
+    cuts
+        How a row is cut; its m runs become m requests.
+    slots
+        Address of each row's first byte in its slot, shape (n,).
+    pieces
+        Addresses of each row's pieces, shape (n, k).
+    gates
+        Shape (n,).
+    to_slots
+        The direction of the copy.
+
+    Returns
+    -------
+    array of REQUEST, shape (n * m,)
+        Row by row. After they ran, the result at each shard's last run is its checksum.
+    """
+    rows, runs = len(slots), len(cuts)
+    requests = rq.new_requests(rows * runs)
+    table = requests.reshape(rows, runs)
+    caller = pieces[:, cuts.piece] + cuts.piece_offset.astype(np.uint64)
+    own = slots[:, None] + cuts.offset.astype(np.uint64)
+    table["opcode"] = np.uint32(opcode) | np.where(cuts.continues, np.uint32(rq.FLAG_CHAIN), np.uint32(0))
+    if opcode == rq.OP_CHECKSUM:
+        table["address"] = caller
+    else:
+        table["address"], table["offset"] = (own, caller) if to_slots else (caller, own)
+    table["length"] = cuts.length
+    table["gate"] = gates[:, None]
+    return requests
+
+
+async def run_copies(requests: rq.Requests, pool: Engine, chunk: int) -> None:
+    """Run copies and checksums: a few on the loop, more in the pool, `chunk` requests a job."""
+    if int(requests["length"].sum()) <= INLINE_COPY_BYTES_MAX:
+        execute(requests)
+    else:
+        await pool.submit(requests, chunk)
+
+
+def shard_sums(requests: npt.NDArray[Any], rows: int, cuts: Cuts) -> tuple[npt.NDArray[np.uint32], Bools]:
+    """Read the checksums of copied rows.
+
+    Returns
+    -------
+    sums
+        uint32, shape (rows, shards in a row).
+    whole
+        Bool, shape (rows,): False where a gate closed before the row was through.
+    """
+    results = requests["result"].reshape(rows, len(cuts))
+    whole = np.asarray((results >= 0).all(axis=1), dtype=np.bool_)
+    return results[:, cuts.last].astype(np.uint32), whole
+
+
+async def patient(future: asyncio.Future[None], seconds: float) -> bool:
+    """Wait for `future` up to `seconds` without cancelling it; tell whether it is done."""
+    if future.done():
+        return True
+    loop = future.get_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    timer = loop.call_later(max(0.0, min(seconds, _TIMER_S_MAX)), wake)
+    future.add_done_callback(wake)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        future.remove_done_callback(wake)
+    return future.done()
+
+
+_TIMER_S_MAX: Final = 86_400.0

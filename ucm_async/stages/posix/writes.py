@@ -1,0 +1,149 @@
+"""Which shards of which blocks are in, and who writes the others: the commit by count. Belongs to one loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ...types import I64
+
+__all__ = ["BlockWrite", "BlockWrites"]
+
+
+@dataclass(slots=True)
+class BlockWrite:
+    """A block that is not committed yet.
+
+    Attributes
+    ----------
+    done, busy
+        Bit sets of shards: in the file, and on their way to it.
+    checksums
+        uint32, shape (shards,): of those that are in, or on their way.
+    in_file
+        True if a file of this writer holds shards of it.
+    """
+
+    block_id: bytes
+    checksums: npt.NDArray[np.uint32]
+    done: int = 0
+    busy: int = 0
+    in_file: bool = False
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+
+
+class BlockWrites:
+    """The blocks under way of one store.
+
+    A block is committed by whoever brings its last shard, in whatever order and from whatever task the shards came.
+    Two dumps of one shard are one write: the second waits for the first.
+
+    Parameters
+    ----------
+    shards
+        Of a block.
+    partial_max
+        How many blocks may stay incomplete, with no write of theirs under way.
+    """
+
+    def __init__(self, shards: int, partial_max: int) -> None:
+        self.full = (1 << shards) - 1
+        self._shards = shards
+        self._partial_max = partial_max
+        self._writes: OrderedDict[bytes, BlockWrite] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._writes)
+
+    def bits(self, shards: I64) -> int:
+        """Return shard indexes as a bit set; -1 is every shard."""
+        if shards[0] < 0:
+            return self.full
+        bits = 0
+        for shard in shards.tolist():
+            bits |= 1 << shard
+        return bits
+
+    def claim(self, block_id: bytes, wanted: int) -> BlockWrite | None:
+        """Claim the shards `wanted` of a block. None if one is on its way already: then wait with `changed`.
+
+        Shards that are in the file already are written again; the same id means the same bytes.
+        """
+        write = self._writes.get(block_id)
+        if write is None:
+            write = self._writes[block_id] = BlockWrite(block_id, np.zeros(self._shards, dtype=np.uint32))
+        if write.busy & wanted or (write.busy and write.done | write.busy | wanted == self.full):
+            return None  # the second case: only one may hold the claim that completes the block
+        write.busy |= wanted
+        return write
+
+    def completes(self, write: BlockWrite, wanted: int) -> bool:
+        """Tell whether the block is whole once the claimed shards `wanted` are in."""
+        return write.done | wanted == self.full
+
+    def shards_in(self, write: BlockWrite, wanted: int) -> None:
+        """Say that claimed shards are in the file."""
+        write.busy &= ~wanted
+        write.done |= wanted
+        write.in_file = True
+        self._writes.move_to_end(write.block_id)
+        self._wake(write)
+
+    def committed(self, write: BlockWrite) -> None:
+        """Say that the block has its name: nothing is under way any more."""
+        self._forget(write)
+
+    def failed(self, write: BlockWrite, wanted: int, *, file_lost: bool) -> None:
+        """Give claimed shards back. With `file_lost`, those that were in are gone too."""
+        write.busy &= ~wanted
+        if file_lost:
+            write.done, write.in_file = 0, False
+        else:
+            write.done &= ~wanted
+        if not write.done and not write.busy:
+            self._forget(write)
+        else:
+            self._wake(write)
+
+    def changed(self, block_id: bytes) -> asyncio.Future[None] | None:
+        """Return a future for the next change of a block; None if nothing is under way."""
+        write = self._writes.get(block_id)
+        if write is None or not write.busy:
+            return None
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        write.waiters.append(waiter)
+        return waiter
+
+    def discard(self, block_id: bytes) -> BlockWrite | None:
+        """Drop an incomplete block that nobody is writing; returns it if there was one."""
+        write = self._writes.get(block_id)
+        if write is None or write.busy:
+            return None
+        self._forget(write)
+        return write
+
+    def surplus(self) -> list[BlockWrite]:
+        """Return incomplete blocks above the bound, the oldest first; the caller discards them and their files."""
+        excess = len(self._writes) - self._partial_max
+        out: list[BlockWrite] = []
+        for write in self._writes.values():
+            if excess <= len(out):
+                break
+            if not write.busy:
+                out.append(write)
+        return out
+
+    def _forget(self, write: BlockWrite) -> None:
+        self._writes.pop(write.block_id, None)
+        self._wake(write)
+
+    @staticmethod
+    def _wake(write: BlockWrite) -> None:
+        for waiter in write.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        write.waiters.clear()

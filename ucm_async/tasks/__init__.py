@@ -1,0 +1,33 @@
+"""Tasks: checking, slicing, settling. Knows neither stages nor engines."""
+
+from .arguments import WHOLE_BLOCK, check_rows, refuse_duplicates
+from .batch import Slice, SliceBatch, make_batches
+from .extents import Cuts, cut_row
+from .manager import SliceSink, TaskManager, TaskStatistics
+from .memory import Memory, Regions, memory_of_addresses, memory_of_buffers
+from .result import FailureSet, TaskResult
+from .slicing import cut_slices
+from .task import LaneName, Task
+
+__all__ = [
+    "WHOLE_BLOCK",
+    "Cuts",
+    "FailureSet",
+    "LaneName",
+    "Memory",
+    "Regions",
+    "Slice",
+    "SliceBatch",
+    "SliceSink",
+    "Task",
+    "TaskManager",
+    "TaskResult",
+    "TaskStatistics",
+    "check_rows",
+    "cut_row",
+    "cut_slices",
+    "make_batches",
+    "memory_of_addresses",
+    "memory_of_buffers",
+    "refuse_duplicates",
+]

@@ -1,0 +1,121 @@
+"""Slices, and the batches that a lane makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import StoreError
+from ..types import I64, PENDING, U8, U64, Bools, Durability, Status
+from .memory import as_sizes
+from .task import Task
+
+__all__ = ["Slice", "SliceBatch", "make_batches"]
+
+
+class Slice:
+    """Consecutive rows of one task: the unit of every queue. Holds views, no copies."""
+
+    __slots__ = ("pending", "start", "status", "stop", "task")
+
+    def __init__(self, task: Task, start: int, stop: int) -> None:
+        self.task = task
+        self.start = start
+        self.stop = stop
+        self.pending = stop - start
+        self.status = task.rows(start, stop)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caller's memory that the slice covers."""
+        return (self.stop - self.start) * self.task.memory.row_bytes
+
+    def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
+        """Settle `rows` (counted from the slice's start). The first report of a row counts."""
+        fresh = self.status[rows] == PENDING
+        if not fresh.all():
+            rows = rows[fresh]
+            status = status[fresh] if isinstance(status, np.ndarray) else status
+        if len(rows) == 0:
+            return
+        self.status[rows] = status
+        if error is not None:
+            for row in rows.tolist():
+                self.task.note_error(self.start + row, error)
+        self.pending -= len(rows)
+        self.task.rows_in(len(rows))
+        if self.pending == 0:
+            self.task.slice_finished()
+
+    def report_rest(self, status: Status, error: StoreError | None = None) -> None:
+        """Settle every row that was not reported."""
+        if self.pending:
+            self.report(np.flatnonzero(self.status == PENDING), status, error)
+
+
+class SliceBatch:
+    """Slices of one lane that travel together; implements `ucm_async.abc.Batch`."""
+
+    __slots__ = ("_ends", "addresses", "direct", "durability", "gates", "ids", "piece_sizes", "shards", "slices")
+
+    def __init__(self, slices: Sequence[Slice]) -> None:
+        self.slices = slices
+        first = slices[0].task
+        self.direct = first.memory.direct
+        self.durability: Durability = first.durability
+        self.piece_sizes: I64 = as_sizes(first.memory.piece_sizes)
+        self._ends = np.cumsum([one.stop - one.start for one in slices])
+        self.ids: U8 = _join([one.task.ids[one.start : one.stop] for one in slices])
+        self.shards: I64 = _join([one.task.shards[one.start : one.stop] for one in slices])
+        self.addresses: U64 = _join([one.task.memory.addresses[one.start : one.stop] for one in slices])
+        self.gates: U64 = np.repeat(
+            np.array([one.task.gate_address for one in slices], dtype=np.uint64),
+            [one.stop - one.start for one in slices],
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def live(self) -> Bools:
+        """Bool, shape (n,): rows whose task still waits for them."""
+        return _join([np.full(len(one.status), one.task.alive) & (one.status == PENDING) for one in self.slices])
+
+    def patience_s(self) -> float:
+        """Seconds until the nearest deadline."""
+        return min(one.task.time_left_s() for one in self.slices)
+
+    def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
+        """Settle `rows` (int indexes or bool mask); see `ucm_async.abc.Batch.report`."""
+        if rows.dtype == np.bool_:
+            rows = np.flatnonzero(rows)
+        if len(self.slices) == 1:
+            self.slices[0].report(rows, status, error)
+            return
+        owner = np.searchsorted(self._ends, rows, side="right")
+        for i in np.unique(owner).tolist():
+            mine = owner == i
+            start = int(self._ends[i]) - len(self.slices[i].status)
+            self.slices[i].report(rows[mine] - start, status[mine] if isinstance(status, np.ndarray) else status, error)
+
+    def report_rest(self, status: Status, error: StoreError | None = None) -> None:
+        """Settle every row that was not reported."""
+        for one in self.slices:
+            one.report_rest(status, error)
+
+
+def _join(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def make_batches(slices: Sequence[Slice]) -> list[SliceBatch]:
+    """Put slices together that a stage can treat alike: same cut of the rows, same kind of memory, same durability."""
+    if len(slices) == 1:
+        return [SliceBatch(slices)]
+    groups: dict[tuple[object, ...], list[Slice]] = {}
+    for one in slices:
+        memory = one.task.memory
+        groups.setdefault((memory.piece_sizes, memory.direct, one.task.durability), []).append(one)
+    return [SliceBatch(group) for group in groups.values()]
