@@ -1,0 +1,213 @@
+/* Native AIO: completions are announced by the eventfd (IOCB_FLAG_RESFD) and read from the ring that the kernel maps. */
+#include "aio.h"
+
+#include <errno.h>
+#include <linux/aio_abi.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { ARRAY = 64 }; /* requests a system call */
+
+#define COMPLETION_RING_MAGIC 0xA10A10A1u
+
+/* What io_setup maps: fs/aio.c, struct aio_ring. Stable since 2.6, and marked by its magic. */
+struct completion_ring {
+    uint32_t id;
+    uint32_t size;
+    uint32_t head; /* ours */
+    uint32_t tail; /* the kernel's */
+    uint32_t magic;
+    uint32_t compatible_features;
+    uint32_t incompatible_features;
+    uint32_t header_bytes;
+    struct io_event events[];
+};
+
+struct aio {
+    struct ring ring;
+    aio_context_t kernel; /* also the address of the completion ring */
+    struct iocb *controls; /* one a slot */
+};
+
+const struct ring *aio_ring_of(const void *engine)
+{
+    return &((const struct aio *)engine)->ring;
+}
+
+static void aio_release(struct aio *aio)
+{
+    ring_free(&aio->ring);
+    free(aio->controls);
+    free(aio);
+}
+
+void *aio_new(unsigned depth, uint64_t max_bytes, int event_fd)
+{
+    struct aio *aio = calloc(1, sizeof(*aio));
+    if (!aio) {
+        return NULL;
+    }
+    aio->controls = calloc(depth, sizeof(aio->controls[0]));
+    if (!aio->controls || ring_init(&aio->ring, depth, max_bytes, event_fd) < 0) {
+        aio_release(aio);
+        errno = ENOMEM;
+        return NULL;
+    }
+    if (syscall(SYS_io_setup, depth, &aio->kernel) < 0) {
+        int error = errno;
+        aio_release(aio);
+        errno = error;
+        return NULL;
+    }
+    return aio;
+}
+
+/* ---- down ---- */
+
+static void describe(struct iocb *control, const struct slot *slot, unsigned index, int event_fd)
+{
+    struct transfer transfer = ring_transfer(slot);
+    uint16_t scalar = transfer.writing ? IOCB_CMD_PWRITE : IOCB_CMD_PREAD;
+    uint16_t vectored = transfer.writing ? IOCB_CMD_PWRITEV : IOCB_CMD_PREADV;
+    *control = (struct iocb){
+        .aio_data = index,
+        .aio_lio_opcode = transfer.vectored ? vectored : scalar,
+        .aio_fildes = (uint32_t)transfer.fd,
+        .aio_buf = transfer.address,
+        .aio_nbytes = transfer.length,
+        .aio_offset = (int64_t)transfer.offset,
+        .aio_flags = IOCB_FLAG_RESFD,
+        .aio_resfd = (uint32_t)event_fd,
+    };
+}
+
+static unsigned gather(struct aio *aio, struct iocb *list[ARRAY])
+{
+    unsigned count = 0;
+    for (const struct slot *slot = aio->ring.ready; slot && count < ARRAY; slot = slot->next) {
+        unsigned index = ring_index(&aio->ring, slot);
+        describe(&aio->controls[index], slot, index, aio->ring.event_fd);
+        list[count++] = &aio->controls[index];
+    }
+    return count;
+}
+
+/* Give the kernel what the bounds allow. Returns when everything is there or the kernel has no room. */
+static void push(struct aio *aio)
+{
+    for (;;) {
+        struct iocb *list[ARRAY];
+        ring_fill(&aio->ring);
+        unsigned count = gather(aio, list);
+        if (count == 0) {
+            return;
+        }
+        long taken = syscall(SYS_io_submit, aio->kernel, (long)count, list);
+        if (taken > 0) {
+            ring_accepted(&aio->ring, (unsigned)taken);
+            continue;
+        }
+        int error = taken < 0 ? errno : EAGAIN;
+        if (error == EINTR) {
+            continue;
+        }
+        if (error == EAGAIN && aio->ring.in_flight) {
+            return; /* the next completion makes room */
+        }
+        ring_refused(&aio->ring, error); /* it is the first of the list that the kernel speaks of */
+    }
+}
+
+/* ---- up ---- */
+
+static void answer(struct aio *aio, const struct io_event *event)
+{
+    ring_answered(&aio->ring, &aio->ring.slots[event->data], event->res);
+}
+
+static void pull_by_call(struct aio *aio)
+{
+    struct io_event events[ARRAY];
+    struct timespec now = {0, 0};
+    for (;;) {
+        long got = syscall(SYS_io_getevents, aio->kernel, 0L, (long)ARRAY, events, &now);
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        for (long i = 0; i < got; i++) {
+            answer(aio, &events[i]);
+        }
+        if (got < ARRAY) {
+            return;
+        }
+    }
+}
+
+/* Take every completion that is there; without a system call where the mapped ring is as we know it. */
+static void pull(struct aio *aio)
+{
+    struct completion_ring *done = pointer_to(aio->kernel);
+    if (done->magic != COMPLETION_RING_MAGIC || done->incompatible_features) {
+        pull_by_call(aio);
+        return;
+    }
+    uint32_t head = done->head;
+    while (head != __atomic_load_n(&done->tail, __ATOMIC_ACQUIRE)) {
+        answer(aio, &done->events[head]);
+        head = head + 1 == done->size ? 0 : head + 1;
+        __atomic_store_n(&done->head, head, __ATOMIC_RELEASE);
+    }
+}
+
+static void turn(void *engine)
+{
+    struct aio *aio = engine;
+    event_clear(aio->ring.event_fd);
+    pull(aio);
+    push(aio);
+}
+
+static void aio_submit(void *engine, struct batch *batch)
+{
+    struct aio *aio = engine;
+    ring_queue(&aio->ring, batch);
+    push(aio);
+    if (aio->ring.done.head) {
+        event_signal(aio->ring.event_fd);
+    }
+}
+
+static void aio_reap(void *engine, struct batch_queue *finished)
+{
+    turn(engine);
+    batch_append(finished, &((struct aio *)engine)->ring.done);
+}
+
+static void aio_drain(void *engine, struct batch_queue *finished)
+{
+    struct aio *aio = engine;
+    ring_drain(&aio->ring, aio, turn);
+    batch_append(finished, &aio->ring.done);
+}
+
+static void aio_destroy(void *engine)
+{
+    struct aio *aio = engine;
+    syscall(SYS_io_destroy, aio->kernel);
+    aio_release(aio);
+}
+
+/* The kernel's context belongs to the parent's memory map; the child never had it. */
+static void aio_abandon(void *engine)
+{
+    aio_release(engine);
+}
+
+const struct engine_ops aio_ops = {
+    .submit = aio_submit,
+    .reap = aio_reap,
+    .drain = aio_drain,
+    .destroy = aio_destroy,
+    .abandon = aio_abandon,
+};

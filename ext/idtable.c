@@ -1,0 +1,421 @@
+/* IdTable: a set-associative map from 16-byte ids to numbers, without a Python object an entry.
+ *
+ * Five entries share a bucket of 128 bytes, which the processor fetches as a pair of cache lines. A full bucket forgets an
+ * entry that was not looked up since the hand last passed (CLOCK). The GIL is the lock: a call holds it for at most
+ * IDS_AT_ONCE ids (tens of microseconds) at a time, and other threads get in between.
+ */
+#include "native.h"
+
+#include <stdbool.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { WAYS = 5, GROUP = 16, IDS_AT_ONCE = 2048, ID_BYTES = 16 };
+
+struct entry {
+    uint64_t low, high;
+    uint64_t value; /* 0 = free */
+};
+
+struct bucket {
+    struct entry entries[WAYS];
+    uint8_t referenced; /* a bit an entry */
+    uint8_t hand;
+    uint8_t unused[6];
+};
+_Static_assert(sizeof(struct bucket) == 128, "a bucket is two cache lines");
+
+struct idtable_object {
+    PyObject_HEAD
+    struct bucket *buckets; /* mapped, so that untouched ones cost nothing */
+    uint64_t bucket_count;
+    size_t length;
+};
+
+struct id {
+    uint64_t low, high;
+};
+
+/* ---- one entry ---- */
+
+static inline struct id load_id(const char *at)
+{
+    struct id id;
+    memcpy(&id, at, sizeof(id));
+    return id;
+}
+
+static inline uint64_t fold(uint64_t a, uint64_t b)
+{
+    __extension__ typedef unsigned __int128 wide;
+    wide product = (wide)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+/* Two folded multiplications: ids may be counters, or share most of their bytes. */
+static inline struct bucket *bucket_of(const struct idtable_object *self, struct id id)
+{
+    uint64_t hash = fold(id.low ^ 0x9E3779B97F4A7C15u, id.high ^ 0xC2B2AE3D27D4EB4Fu);
+    hash = fold(hash ^ id.low ^ (id.high << 32 | id.high >> 32), 0xD6E8FEB86659FD93u);
+    __extension__ typedef unsigned __int128 wide;
+    return &self->buckets[(uint64_t)(((wide)hash * self->bucket_count) >> 64)];
+}
+
+static inline int find(const struct bucket *bucket, struct id id)
+{
+    for (int way = 0; way < WAYS; way++) {
+        const struct entry *entry = &bucket->entries[way];
+        if (entry->low == id.low && entry->high == id.high && entry->value) {
+            return way;
+        }
+    }
+    return -1;
+}
+
+static inline uint8_t bit(int way)
+{
+    return (uint8_t)(1u << way);
+}
+
+static uint64_t get_one(struct bucket *bucket, struct id id)
+{
+    int way = find(bucket, id);
+    if (way < 0) {
+        return 0;
+    }
+    if (!(bucket->referenced & bit(way))) {
+        bucket->referenced |= bit(way);
+    }
+    return bucket->entries[way].value;
+}
+
+static int free_way(const struct bucket *bucket)
+{
+    for (int way = 0; way < WAYS; way++) {
+        if (!bucket->entries[way].value) {
+            return way;
+        }
+    }
+    return -1;
+}
+
+/* Choose the entry to forget, and move the hand past it. */
+static int victim(struct bucket *bucket)
+{
+    int way = bucket->hand;
+    while (bucket->referenced & bit(way)) {
+        bucket->referenced &= (uint8_t)~bit(way);
+        way = (way + 1) % WAYS;
+    }
+    bucket->hand = (uint8_t)((way + 1) % WAYS);
+    return way;
+}
+
+static void put_one(struct idtable_object *self, struct bucket *bucket, struct id id, uint64_t value)
+{
+    int way = find(bucket, id);
+    if (way < 0) {
+        way = free_way(bucket);
+        if (way >= 0) {
+            self->length++;
+        } else {
+            way = victim(bucket);
+        }
+        bucket->referenced &= (uint8_t)~bit(way);
+    }
+    bucket->entries[way] = (struct entry){id.low, id.high, value};
+}
+
+static bool discard_one(struct idtable_object *self, struct bucket *bucket, struct id id)
+{
+    int way = find(bucket, id);
+    if (way < 0) {
+        return false;
+    }
+    bucket->entries[way].value = 0;
+    self->length--;
+    return true;
+}
+
+/* ---- batches ---- */
+
+enum verb { GET, PUT, DISCARD, PREFIX };
+
+struct work {
+    enum verb verb;
+    const char *ids;
+    uint64_t *words; /* values in or out; NULL for DISCARD and PREFIX */
+    size_t count;
+    size_t hits;
+};
+
+static void fetch(const struct bucket *bucket)
+{
+    __builtin_prefetch(bucket, 1);
+    __builtin_prefetch((const char *)bucket + 64, 1);
+}
+
+/* Returns false if there is no need to go on. */
+static bool work_one(struct idtable_object *self, struct work *work, size_t i, struct bucket *bucket)
+{
+    struct id id = load_id(work->ids + i * ID_BYTES);
+    switch (work->verb) {
+    case PUT:
+        put_one(self, bucket, id, work->words[i]);
+        return true;
+    case DISCARD:
+        work->hits += discard_one(self, bucket, id);
+        return true;
+    case GET:
+        work->words[i] = get_one(bucket, id);
+        work->hits += work->words[i] != 0;
+        return true;
+    default:
+        if (!get_one(bucket, id)) {
+            return false;
+        }
+        work->hits++;
+        return true;
+    }
+}
+
+/* ids[from .. to), in groups whose buckets are fetched together. */
+static bool work_range(struct idtable_object *self, struct work *work, size_t from, size_t to)
+{
+    for (size_t start = from; start < to; start += GROUP) {
+        size_t size = to - start < GROUP ? to - start : GROUP;
+        struct bucket *buckets[GROUP];
+        for (size_t i = 0; i < size; i++) {
+            buckets[i] = bucket_of(self, load_id(work->ids + (start + i) * ID_BYTES));
+            fetch(buckets[i]);
+        }
+        for (size_t i = 0; i < size; i++) {
+            if (!work_one(self, work, start + i, buckets[i])) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static void work_all(struct idtable_object *self, struct work *work)
+{
+    for (size_t from = 0; from < work->count; from += IDS_AT_ONCE) {
+        size_t left = work->count - from;
+        if (!work_range(self, work, from, from + (left < IDS_AT_ONCE ? left : IDS_AT_ONCE))) {
+            return;
+        }
+        if (left > IDS_AT_ONCE) {
+            Py_BEGIN_ALLOW_THREADS /* let others in; the table is whole between two ids */
+            Py_END_ALLOW_THREADS
+        }
+    }
+}
+
+/* ---- arguments ---- */
+
+static int ids_view(PyObject *ids, Py_buffer *view, size_t *count)
+{
+    if (PyObject_GetBuffer(ids, view, PyBUF_SIMPLE) < 0) {
+        return -1;
+    }
+    if (view->len % ID_BYTES == 0) {
+        *count = (size_t)view->len / ID_BYTES;
+        return 0;
+    }
+    PyErr_Format(PyExc_ValueError, "ids: %zd bytes, must be a multiple of %d", view->len, ID_BYTES);
+    PyBuffer_Release(view);
+    return -1;
+}
+
+static int words_view(PyObject *words, Py_buffer *view, size_t count, bool writable, const char *name)
+{
+    if (PyObject_GetBuffer(words, view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0) {
+        return -1;
+    }
+    if ((size_t)view->len == count * sizeof(uint64_t) && (uintptr_t)view->buf % _Alignof(uint64_t) == 0) {
+        return 0;
+    }
+    PyErr_Format(PyExc_ValueError, "%s: %zd bytes, must be %zu aligned uint64", name, view->len, count);
+    PyBuffer_Release(view);
+    return -1;
+}
+
+/* The verbs with one argument. The number of hits, or -1. */
+static Py_ssize_t run_ids(PyObject *op, PyObject *ids, enum verb verb)
+{
+    Py_buffer view;
+    struct work work = {.verb = verb};
+    if (ids_view(ids, &view, &work.count) < 0) {
+        return -1;
+    }
+    work.ids = view.buf;
+    work_all((struct idtable_object *)op, &work);
+    PyBuffer_Release(&view);
+    return (Py_ssize_t)work.hits;
+}
+
+static bool all_set(const uint64_t *values, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (!values[i]) {
+            PyErr_Format(PyExc_ValueError, "values[%zu]: 0, must not be zero", i);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The verbs with ids and numbers. The number of hits, or -1. */
+static Py_ssize_t run_words(PyObject *op, PyObject *const *args, Py_ssize_t count, enum verb verb)
+{
+    const char *name = verb == GET ? "get" : "put";
+    Py_buffer ids, words;
+    struct work work = {.verb = verb};
+    if (count != 2) {
+        PyErr_Format(PyExc_TypeError, "%s() takes 2 arguments (%zd given)", name, count);
+        return -1;
+    }
+    if (ids_view(args[0], &ids, &work.count) < 0) {
+        return -1;
+    }
+    if (words_view(args[1], &words, work.count, verb == GET, verb == GET ? "out" : "values") < 0) {
+        PyBuffer_Release(&ids);
+        return -1;
+    }
+    work.ids = ids.buf;
+    work.words = words.buf;
+    bool good = verb == GET || all_set(work.words, work.count);
+    if (good) {
+        work_all((struct idtable_object *)op, &work);
+    }
+    PyBuffer_Release(&words);
+    PyBuffer_Release(&ids);
+    return good ? (Py_ssize_t)work.hits : -1;
+}
+
+static PyObject *number(Py_ssize_t value)
+{
+    return value < 0 ? NULL : PyLong_FromSsize_t(value);
+}
+
+static PyObject *idtable_get(PyObject *op, PyObject *const *args, Py_ssize_t count)
+{
+    return number(run_words(op, args, count, GET));
+}
+
+static PyObject *idtable_put(PyObject *op, PyObject *const *args, Py_ssize_t count)
+{
+    if (run_words(op, args, count, PUT) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *idtable_discard(PyObject *op, PyObject *ids)
+{
+    return number(run_ids(op, ids, DISCARD));
+}
+
+static PyObject *idtable_prefix(PyObject *op, PyObject *ids)
+{
+    return number(run_ids(op, ids, PREFIX));
+}
+
+/* ---- the object ---- */
+
+static size_t table_bytes(const struct idtable_object *self)
+{
+    return self->bucket_count * sizeof(struct bucket);
+}
+
+static PyObject *idtable_clear(PyObject *op, PyObject *Py_UNUSED(none))
+{
+    struct idtable_object *self = (struct idtable_object *)op;
+    /* The pages read as zeros afterwards, and their memory is free at once. */
+    if (madvise(self->buckets, table_bytes(self), MADV_DONTNEED) < 0) {
+        memset(self->buckets, 0, table_bytes(self));
+    }
+    self->length = 0;
+    Py_RETURN_NONE;
+}
+
+static PyObject *idtable_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"capacity", NULL};
+    Py_ssize_t capacity;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "n:IdTable", names, &capacity)) {
+        return NULL;
+    }
+    if (capacity < 1 || capacity > PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(struct bucket)) {
+        PyErr_Format(PyExc_ValueError, "capacity: %zd, must be at least 1 and fit in memory", capacity);
+        return NULL;
+    }
+    struct idtable_object *self = (struct idtable_object *)type->tp_alloc(type, 0);
+    if (!self) {
+        return NULL;
+    }
+    self->bucket_count = ((uint64_t)capacity + WAYS - 1) / WAYS;
+    void *mapped = mmap(NULL, table_bytes(self), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    self->buckets = mapped;
+    return (PyObject *)self;
+}
+
+static void idtable_dealloc(PyObject *op)
+{
+    struct idtable_object *self = (struct idtable_object *)op;
+    if (self->buckets) {
+        munmap(self->buckets, table_bytes(self));
+    }
+    PyTypeObject *type = Py_TYPE(op);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static Py_ssize_t idtable_length(PyObject *op)
+{
+    return (Py_ssize_t)((struct idtable_object *)op)->length;
+}
+
+static PyObject *idtable_capacity(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(((struct idtable_object *)op)->bucket_count * WAYS);
+}
+
+static PyMethodDef idtable_methods[] = {
+    {"get", METHOD(idtable_get), METH_FASTCALL,
+     PyDoc_STR("get($self, ids, out, /)\n--\n\nout[i] = value of ids[i], 0 if absent; returns how many were found.")},
+    {"put", METHOD(idtable_put), METH_FASTCALL,
+     PyDoc_STR("put($self, ids, values, /)\n--\n\nRemember values (not zero) for ids; the last of equal ids counts.")},
+    {"discard", idtable_discard, METH_O, PyDoc_STR("discard($self, ids, /)\n--\n\nForget ids; returns how many were there.")},
+    {"prefix", idtable_prefix, METH_O,
+     PyDoc_STR("prefix($self, ids, /)\n--\n\nLength of the longest run ids[0..k) that is present.")},
+    {"clear", idtable_clear, METH_NOARGS, PyDoc_STR("clear($self)\n--\n\nForget everything.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef idtable_attributes[] = {
+    {"capacity", idtable_capacity, NULL, PyDoc_STR("Entries that there is room for, at least what was asked for."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot idtable_slots[] = {
+    {Py_tp_doc, (char *)PyDoc_STR("IdTable(capacity)\n--\n\nA bounded set-associative map from 16-byte ids to non-zero uint64.")},
+    {Py_tp_new, idtable_new},
+    {Py_tp_dealloc, idtable_dealloc},
+    {Py_tp_methods, idtable_methods},
+    {Py_tp_getset, idtable_attributes},
+    {Py_mp_length, idtable_length},
+    {0, NULL},
+};
+
+PyType_Spec idtable_spec = {
+    .name = "ucm_async._native.IdTable",
+    .basicsize = sizeof(struct idtable_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = idtable_slots,
+};

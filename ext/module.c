@@ -1,0 +1,153 @@
+/* The module: types, and the functions that have no object. */
+#include "batch.h"
+#include "crc32c.h"
+#include "perform.h"
+
+#include <stdio.h>
+#include <string.h>
+
+PyTypeObject *native_add_type(PyObject *module, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (!type) {
+        return NULL;
+    }
+    if (PyModule_AddObjectRef(module, strrchr(spec->name, '.') + 1, type) < 0) {
+        Py_DECREF(type);
+        return NULL;
+    }
+    return (PyTypeObject *)type;
+}
+
+static PyObject *crc32c_function(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *data;
+    unsigned int value = 0;
+    Py_buffer view;
+    if (!PyArg_ParseTuple(args, "O|I:crc32c", &data, &value) || PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    value = crc32c_update(value, view.buf, (size_t)view.len);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&view);
+    return PyLong_FromUnsignedLong(value);
+}
+
+static PyObject *execute(PyObject *Py_UNUSED(module), PyObject *requests)
+{
+    Py_buffer view;
+    size_t count;
+    if (requests_view(requests, &view, &count) < 0) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    perform(view.buf, count);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&view);
+    Py_RETURN_NONE;
+}
+
+static long read_number(const char *path)
+{
+    long number = -1;
+    FILE *file = fopen(path, "re");
+    if (file) {
+        if (fscanf(file, "%ld", &number) != 1) {
+            number = -1;
+        }
+        fclose(file);
+    }
+    return number;
+}
+
+static PyObject *io_setup_limit(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    long used = read_number("/proc/sys/fs/aio-nr");
+    long most = read_number("/proc/sys/fs/aio-max-nr");
+    if (used < 0 || most < 0) {
+        used = most = -1;
+    }
+    return Py_BuildValue("(ll)", used, most);
+}
+
+static PyMethodDef module_methods[] = {
+    {"crc32c", crc32c_function, METH_VARARGS,
+     PyDoc_STR("crc32c(data, value=0, /)\n--\n\nCRC-32C of `data`, going on from `value`.")},
+    {"execute", execute, METH_O,
+     PyDoc_STR("execute(requests, /)\n--\n\nRun a batch in the calling thread, in order, without the GIL.")},
+    {"export_buffers", METHOD(export_buffers), METH_FASTCALL,
+     PyDoc_STR("export_buffers(rows, writable, addresses, sizes, /)\n--\n\n"
+               "Take a C-contiguous buffer export of every object of `rows`; fill in where and how long each is.")},
+    {"io_setup_limit", io_setup_limit, METH_NOARGS,
+     PyDoc_STR("io_setup_limit()\n--\n\n(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static int module_exec(PyObject *module)
+{
+    crc32c_setup();
+    static PyType_Spec *const specs[] = {
+        &gate_spec, &mapping_spec, &idtable_spec, &threadpool_spec, &aio_context_spec, &uring_context_spec,
+    };
+    for (size_t i = 0; i < sizeof(specs) / sizeof(specs[0]); i++) {
+        PyTypeObject *type = native_add_type(module, specs[i]);
+        if (!type) {
+            return -1;
+        }
+        Py_DECREF(type);
+    }
+    struct native_state *state = PyModule_GetState(module);
+    state->exports_type = native_add_type(module, &exports_spec);
+    if (!state->exports_type || PyModule_AddObjectRef(module, "HAVE_CRC32C", crc32c_in_hardware() ? Py_True : Py_False) < 0) {
+        return -1;
+    }
+    return PyModule_AddIntConstant(module, "REQUEST_BYTES", sizeof(struct request));
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    const struct native_state *state = PyModule_GetState(module);
+    Py_VISIT(state->exports_type);
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    struct native_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->exports_type);
+    return 0;
+}
+
+static void module_free(void *module)
+{
+    module_clear(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "ucm_async._native",
+    .m_doc = PyDoc_STR("Raw system calls, copies and checksums. See _native.pyi."),
+    .m_size = sizeof(struct native_state),
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&module_definition);
+}
