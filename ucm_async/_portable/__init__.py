@@ -1,0 +1,72 @@
+"""The pure-Python twin of the extension: the same names and meanings, for machines that cannot have it.
+
+Slower by far, but whole: `ucm_async.native` takes one or the other, and nothing else in the package can tell them
+apart. There is no asynchronous system call to be had from here, so the two contexts raise ``OSError(ENOSYS)``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any, Final, final
+
+from ..engines.requests import REQUEST
+from .crc32c import crc32c
+from .execute import execute
+from .exports import Exports, export_buffers
+from .gate import Gate
+from .idtable import IdTable
+from .mapping import Mapping
+from .pool import ThreadPool
+
+__all__ = [
+    "HAVE_CRC32C",
+    "REQUEST_BYTES",
+    "AioContext",
+    "Exports",
+    "Gate",
+    "IdTable",
+    "Mapping",
+    "ThreadPool",
+    "UringContext",
+    "crc32c",
+    "execute",
+    "export_buffers",
+    "io_setup_limit",
+]
+
+HAVE_CRC32C: Final = False
+REQUEST_BYTES: Final = REQUEST.itemsize
+
+
+class _Missing:
+    """A context that needs the extension."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSYS, f"{type(self).__name__} needs the extension ucm_async._native")
+
+
+@final
+class AioContext(_Missing):
+    """Linux native AIO: not without the extension."""
+
+
+@final
+class UringContext(_Missing):
+    """io_uring: not without the extension."""
+
+
+def io_setup_limit() -> tuple[int, int]:
+    """Return (aio-nr, aio-max-nr) of the system; (-1, -1) where unknown."""
+    try:
+        return _read_limit("aio-nr"), _read_limit("aio-max-nr")
+    except (OSError, ValueError):
+        return -1, -1
+
+
+def _read_limit(name: str) -> int:
+    fd = os.open(f"/proc/sys/fs/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(fd, 64))
+    finally:
+        os.close(fd)

@@ -1,0 +1,56 @@
+"""Memory for an arena."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+from typing import Final, final
+
+import numpy as np
+
+PAGE_BYTES: Final = mmap.PAGESIZE
+
+
+@final
+class Mapping(mmap.mmap):
+    """Prefaulted, page-aligned memory: anonymous, or shared from offset 0 of `fd`. Supports the buffer protocol.
+
+    A request for huge pages is passed on, but neither aligned nor verified: ``page_mode`` is always ``"4k"``.
+    """
+
+    address: int
+    length: int
+    page_mode: str
+
+    def __new__(cls, length: int, fd: int = -1, huge: bool = True) -> Mapping:
+        """Map and prefault `length` bytes. Raises OSError where that fails."""
+        if length <= 0:
+            raise ValueError(f"length: {length}, must be positive")
+        if fd >= 0 and os.fstat(fd).st_size < length:
+            raise OSError(errno.EINVAL, f"the file has less than {length} bytes")
+        flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mapping = super().__new__(cls, fd, length, flags)
+        mapping.length = length
+        mapping.page_mode = "4k"
+        mapping.address = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping))
+        if huge and fd < 0 and hasattr(mmap, "MADV_HUGEPAGE"):
+            mapping._advise_huge()
+        mapping._prefault(shared=fd >= 0)
+        return mapping
+
+    def __init__(self, length: int, fd: int = -1, huge: bool = True) -> None:
+        super().__init__()
+
+    def _advise_huge(self) -> None:
+        with contextlib.suppress(OSError):  # a kernel without huge pages; small ones do
+            self.madvise(mmap.MADV_HUGEPAGE)
+
+    def _prefault(self, *, shared: bool) -> None:
+        pages = np.frombuffer(self, dtype=np.uint8)[::PAGE_BYTES]
+        if shared:
+            pages.max()  # another process may be writing here, so only read
+        else:
+            pages[:] = 0
