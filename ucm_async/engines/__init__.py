@@ -1,0 +1,14 @@
+"""Engines move bytes between file ranges and memory, a batch at a time, for one event loop.
+
+General layout::
+
+    requests    the packed record that all of them understand (a leaf: it imports nothing)
+    arena       the memory that belongs to the library, in slots
+    base        one native context -> asyncio: a batch, a future
+    pool        the adapter over threads, for file operations and copies
+    psync aio uring     the data engines
+    auto        picks among them, batch by batch
+    probe       what this machine offers, and `make_engine`, which falls back and says why
+
+Nothing is imported here: `requests` must be importable without the extension.
+"""

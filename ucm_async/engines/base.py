@@ -1,0 +1,156 @@
+"""From a native context to asyncio: a batch goes in, one future comes out.
+
+The context's descriptor is watched by the loop. When it is readable, one `reap` brings every batch that is done, and
+the futures get their results in that same callback. Nothing is polled, no task is made, and nothing is copied: the
+array that was submitted is the array in which the results appear.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..abc import Engine
+from ..errors import StoreClosedError
+from .requests import Requests
+
+__all__ = ["Context", "ContextEngine"]
+
+
+class Context(Protocol):
+    """What `ContextEngine` needs of a native context; the stub of the extension tells the rest."""
+
+    def submit(self, requests: Any, token: object, /) -> None:
+        """Start a batch."""
+
+    def reap(self) -> list[Any]:
+        """Return the tokens of the batches that are done."""
+
+    def fileno(self) -> int:
+        """Return what becomes readable."""
+
+    def close(self) -> list[Any]:
+        """Wait for everything, free it, and return the tokens that are left."""
+
+
+_Token = tuple[asyncio.Future[None], Requests]
+"""Travels through the context with the batch, and so keeps future and array alive whatever the caller drops."""
+
+
+class ContextEngine(Engine):
+    """Adapter of one native context. Made on a running loop, and used from it only.
+
+    Parameters
+    ----------
+    context
+        Owned by the engine from now on.
+
+    Attributes
+    ----------
+    why
+        Why it is this engine, for the statistics.
+
+    Notes
+    -----
+    A cancelled future is only forgotten: its batch stays with the kernel, is counted in ``in_flight`` and is waited for
+    by `aclose`.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+        self.why = ""
+        self._requests = 0
+        self._batches = 0
+        self._bytes = 0
+        self._errors = 0
+        self._in_flight = 0
+        self._in_flight_max = 0
+        self._idle: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._loop.add_reader(context.fileno(), self.poll)
+
+    def submit(self, requests: Requests, chunk: int = 1) -> asyncio.Future[None]:
+        """Start a batch; see `ucm_async.abc.Engine.submit`."""
+        if self._closing is not None:
+            raise StoreClosedError(f"the {self.name} engine is closed")
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._start(requests, (future, requests), chunk)
+        self._requests += len(requests)
+        self._batches += 1
+        self._in_flight += len(requests)
+        self._in_flight_max = max(self._in_flight_max, self._in_flight)
+        return future
+
+    def _start(self, requests: Requests, token: _Token, chunk: int) -> None:
+        """Hand the batch to the context. `chunk` means nothing to a ring: its requests are all for themselves."""
+        self._context.submit(requests, token)
+
+    def poll(self) -> int:
+        """Take in what is done and settle its futures; the loop calls it, anyone may. Returns how many batches."""
+        done: list[_Token] = self._context.reap()
+        for future, requests in done:
+            self._in_flight -= len(requests)
+            self._count(requests)
+            if not future.done():
+                future.set_result(None)
+        if self._idle is not None and self._in_flight == 0 and not self._idle.done():
+            self._idle.set_result(None)
+        return len(done)
+
+    def _count(self, requests: Requests) -> None:
+        results = requests["result"]
+        if len(results) == 1:  # the usual lone request is worth a short way
+            one = int(results[0])
+            self._bytes += max(one, 0)
+            self._errors += one < 0
+            return
+        failed = results < 0
+        self._errors += int(np.count_nonzero(failed))
+        self._bytes += int(results.sum(where=~failed))
+
+    async def aclose(self) -> None:
+        """Wait until nothing is in flight, then free the context. Idempotent; a cancelled close goes on by itself."""
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._drain())
+        await asyncio.shield(self._closing)
+
+    async def _drain(self) -> None:
+        if self._in_flight:
+            self._idle = self._loop.create_future()
+            await self._idle
+        self._loop.remove_reader(self._context.fileno())
+        # Joining threads and freeing rings takes milliseconds, which the loop does not have.
+        for future, _ in await asyncio.to_thread(self._context.close):
+            if not future.done():
+                future.set_result(None)
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Return plain counters; ``waiting`` requests are not with the kernel yet, ``depth`` is how many may be."""
+        waiting = int(getattr(self._context, "waiting", 0))
+        return {
+            "name": self.name,
+            "requests": self._requests,
+            "batches": self._batches,
+            "bytes": self._bytes,
+            "errors": self._errors,
+            "in_flight": self._in_flight,
+            "in_flight_max": self._in_flight_max,
+            "waiting": waiting,
+            "depth": self.depth,
+            "why": self.why,
+            "closed": self._closing is not None,
+        }
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were submitted and are not taken in yet."""
+        return self._in_flight
+
+    @property
+    def depth(self) -> int:
+        """How many requests can be with the kernel at once."""
+        return int(getattr(self._context, "depth", 0))

@@ -1,0 +1,237 @@
+"""What this machine offers, which engine to take, and why not another."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..abc import Engine
+from ..errors import ConfigError
+from ..native import NATIVE, WHY, AioContext, UringContext, io_setup_limit
+from .aio import AioEngine
+from .auto import AutoEngine
+from .base import ContextEngine
+from .psync import PsyncEngine
+from .uring import UringEngine
+
+if TYPE_CHECKING:
+    from .arena import Arena
+
+__all__ = ["ENGINES", "EngineReport", "choose_engine", "make_engine", "probe_direct", "probe_engines"]
+
+ENGINES: Final = ("uring", "aio", "psync")
+"""The data engines, the preferred one first. psync works everywhere."""
+
+DIRECT_BYTES: Final = 4096
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """Whether an engine can be had here, and why not (``reason`` is empty if it can)."""
+
+    name: str
+    available: bool
+    reason: str = ""
+
+
+def probe_engines() -> tuple[EngineReport, ...]:
+    """Set each engine up for real, and free it again. Blocks for some milliseconds: not for the event loop.
+
+    Returns
+    -------
+    tuple of EngineReport
+        One for each of `ENGINES`, in that order.
+    """
+    return (
+        _try("uring", lambda: UringContext(1).close()),
+        _try("aio", lambda: AioContext(1).close()),
+        EngineReport("psync", True),
+    )
+
+
+def _try(name: str, setup: Callable[[], Any]) -> EngineReport:
+    try:
+        setup()
+    except OSError as error:
+        return EngineReport(name, False, _explain(name, error))
+    return EngineReport(name, True)
+
+
+def _explain(name: str, error: OSError) -> str:
+    """Say in an administrator's words why an engine could not be set up."""
+    if not NATIVE:
+        return f"needs the extension: {WHY}"
+    code = errno.errorcode.get(error.errno or 0, str(error.errno))
+    if name == "aio" and error.errno == errno.EAGAIN:
+        used, most = io_setup_limit()
+        return f"fs.aio-max-nr is used up ({used} of {most}); raise it with sysctl ({code})"
+    if error.errno == errno.ENOSYS:
+        return f"the kernel has no {name}, or a seccomp filter hides it ({code})"
+    if error.errno in (errno.EPERM, errno.EACCES):
+        disabled = _sysctl("kernel/io_uring_disabled") if name == "uring" else ""
+        if disabled in ("1", "2"):
+            return f"kernel.io_uring_disabled is {disabled} ({code})"
+        return f"forbidden, by a seccomp filter or a security module ({code})"
+    if error.errno == errno.ENOMEM:
+        return f"no memory; a ring may need a higher RLIMIT_MEMLOCK (ulimit -l) ({code})"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too many open files; raise ulimit -n ({code})"
+    return f"{error.strerror or error} ({code})"
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def choose_engine(requested: str, direct: bool, reports: Iterable[EngineReport]) -> tuple[str, str]:
+    """Pick an engine. Pure.
+
+    Parameters
+    ----------
+    requested
+        One of `ENGINES`, or "auto".
+    direct
+        Whether the files are opened with O_DIRECT.
+    reports
+        What is known of each engine; an engine without a report counts as available.
+
+    Returns
+    -------
+    tuple of str
+        The engine's name, and why it is that one.
+
+    Raises
+    ------
+    ConfigError
+        There is no engine of that name.
+    """
+    if requested != "auto" and requested not in ENGINES:
+        raise ConfigError(f"io_engine: {requested!r}, must be one of auto, {', '.join(ENGINES)}")
+    against = {report.name: report.reason for report in reports if not report.available}
+    if not direct:
+        against.setdefault("aio", "io_submit waits for the disk on buffered files")
+    if requested in ENGINES and requested not in against:
+        return requested, "asked for"
+    wanted = [requested] if requested in ENGINES else []
+    for name in ENGINES:
+        if name not in against or name == "psync":
+            why = "; ".join(
+                f"{other}: {against[other]}" for other in dict.fromkeys([*wanted, *ENGINES]) if other in against
+            )
+            if requested == name or (requested == "auto" and not why):
+                return name, "the first choice"
+            return name, f"{'the best that works' if requested == 'auto' else f'in place of {requested}'} ({why})"
+    raise AssertionError("psync is always available")
+
+
+def make_engine(
+    requested: str, *, direct: bool, depth: int, max_bytes: int, threads: int, memory: Arena | None = None
+) -> Engine:
+    """Make an engine on the running loop; what cannot be set up is replaced by the next best, psync in the end.
+
+    Parameters
+    ----------
+    requested
+        "auto", "psync", "aio" or "uring".
+    direct
+        Whether the files are opened with O_DIRECT. aio is never used where they are not.
+    depth
+        How many requests a ring may have with the kernel.
+    max_bytes
+        How many bytes it may, 0 for no bound.
+    threads
+        Of psync.
+    memory
+        Registered with a ring where the kernel allows it.
+
+    Returns
+    -------
+    Engine
+        ``statistics()["why"]`` tells the reason for the choice, and what was wrong with the others.
+
+    Raises
+    ------
+    ConfigError
+        There is no engine of that name.
+    """
+    reports: list[EngineReport] = []
+    while True:
+        name, why = choose_engine(requested, direct, reports)
+        try:
+            engine = _make(requested, name, why, direct, depth, max_bytes, threads, memory)
+        except OSError as error:
+            if name == "psync":
+                raise
+            reports.append(EngineReport(name, False, _explain(name, error)))
+            continue
+        if requested not in ("auto", name):
+            _log.warning("io_engine %s is not to be had here: using %s %s", requested, name, why)
+        return engine
+
+
+def _make(
+    requested: str, name: str, why: str, direct: bool, depth: int, max_bytes: int, threads: int, memory: Arena | None
+) -> Engine:
+    engine: ContextEngine
+    if name == "uring":
+        engine = UringEngine(depth, max_bytes, force_async=not direct, memory=memory)
+    elif name == "aio":
+        engine = AioEngine(depth, max_bytes)
+    else:
+        engine = PsyncEngine(threads)
+    engine.why = why
+    if requested == "auto" and name != "psync":
+        return AutoEngine(ring=engine, threads=threads, direct=direct)
+    return engine
+
+
+def probe_direct(directory: str | os.PathLike[str]) -> tuple[bool, str]:
+    """Write and read back an O_DIRECT file in `directory`. Blocks: not for the event loop.
+
+    Returns
+    -------
+    tuple
+        Whether O_DIRECT works there, and if not, why. Nothing stays behind.
+    """
+    if not hasattr(os, "O_DIRECT"):
+        return False, "this system has no O_DIRECT"
+    path = ""
+    try:
+        fd, path = tempfile.mkstemp(prefix=".direct-", dir=directory)
+        os.close(fd)
+        return _write_and_read(path)
+    except OSError as error:
+        return False, f"{error.strerror or error} ({errno.errorcode.get(error.errno or 0, error.errno)})"
+    finally:
+        if path:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _write_and_read(path: str) -> tuple[bool, str]:
+    pattern = bytes(range(256)) * (DIRECT_BYTES // 256)
+    fd = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, DIRECT_BYTES) as page:  # aligned, as O_DIRECT wants it
+            page[:] = pattern
+            if os.pwrite(fd, page, 0) != DIRECT_BYTES:
+                return False, "a short write"
+            page[:] = bytes(DIRECT_BYTES)
+            if os.preadv(fd, [page], 0) != DIRECT_BYTES or page[:] != pattern:
+                return False, "what was written did not come back"
+    finally:
+        os.close(fd)
+    return True, ""

@@ -1,0 +1,42 @@
+"""Plain ``preadv`` and ``pwritev`` on threads: works on every file system and every machine."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .base import _Token
+from .pool import PoolEngine
+from .requests import Requests
+
+__all__ = ["JOBS_PER_THREAD", "PsyncEngine", "job_size"]
+
+JOBS_PER_THREAD: Final = 4
+"""Jobs a thread gets of one large batch: enough that a slow request does not leave the others without work."""
+
+
+def job_size(requests: int, chunk: int, threads: int) -> int:
+    """Return how many requests of a batch make a job: a multiple of `chunk`, so that what is linked stays together.
+
+    A job of one small request costs more in waking a thread than the request itself takes, so a large batch is cut into
+    only `JOBS_PER_THREAD` jobs a thread.
+    """
+    groups = -(-requests // chunk)
+    return chunk * max(1, -(-groups // (threads * JOBS_PER_THREAD)))
+
+
+class PsyncEngine(PoolEngine):
+    """Synchronous system calls on a bounded thread pool, several requests a job.
+
+    Parameters
+    ----------
+    threads
+        How many system calls run at once.
+    """
+
+    name = "psync"
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, "ucm-psync")
+
+    def _start(self, requests: Requests, token: _Token, chunk: int) -> None:
+        super()._start(requests, token, job_size(len(requests), chunk, self.depth))
