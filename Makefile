@@ -47,10 +47,9 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# editable_mode=compat puts the checkout itself on the path, which type checkers need to see the package.
 comma := ,
 define install
-	$(PY) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[$(1)]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'
 	@mkdir -p build && touch $@
 endef
 

@@ -36,7 +36,8 @@ def test_a_name_that_is_not_there() -> None:
 
 
 def test_public_names_are_documented() -> None:
-    undocumented = [name for name in ucm_async.__all__ if not (getattr(ucm_async, name).__doc__ or "").strip()]
+    public = {name: getattr(ucm_async, name) for name in ucm_async.__all__}
+    undocumented = [name for name, one in public.items() if callable(one) and not (one.__doc__ or "").strip()]
     assert undocumented == []
 
 

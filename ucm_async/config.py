@@ -60,7 +60,8 @@ class StoreConfig:
         Who moves bytes between files and memory: "psync", "aio", "uring", or "auto" (default), which probes what works
         here. The environment variable ``UCM_ASYNC_ENGINE`` overrides it when a store is opened.
     io_direct : bool or "auto"
-        O_DIRECT: True demands it, False uses the page cache, "auto" (default) takes it where the file system does.
+        O_DIRECT: "auto" (default) takes it where the file system does, True warns where it does not, False uses the
+        page cache.
     io_depth : int
         Requests with the kernel at a time, for each direction (aio, uring). Default 128, below the depth of usual
         device queues: a submit into a full device queue blocks.

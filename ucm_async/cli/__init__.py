@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _make_parser(argv).parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except (UcmError, OSError, ValueError) as error:
+    except (UcmError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             return _leave_quietly()
         print(f"ucm-async {arguments.command}: {error}", file=sys.stderr)
