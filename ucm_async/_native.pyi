@@ -17,7 +17,10 @@ The contexts (`ThreadPool`, `AioContext`, `UringContext`) share one contract, so
 from collections.abc import Sequence
 from typing import Any, final
 
-from typing_extensions import Buffer
+import numpy.typing as npt
+from typing_extensions import Buffer as _PlainBuffer
+
+Buffer = _PlainBuffer | npt.NDArray[Any]  # numpy declares its buffer protocol for 3.12 and later only
 
 HAVE_CRC32C: bool  # the processor has the crc32 instruction
 REQUEST_BYTES: int  # sizeof(struct request)

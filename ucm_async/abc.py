@@ -53,16 +53,17 @@ class Engine(AsyncResource):
         Parameters
         ----------
         requests
-            C-contiguous array of ``REQUEST``, shape (n,). It belongs to the engine until the future is done; ``result`` may be read at
-            any time and is ``PENDING_RESULT`` until that request is in.
+            C-contiguous array of ``REQUEST``, shape (n,). It belongs to the engine until the future is done;
+            ``result`` may be read at any time and is ``PENDING_RESULT`` until that request is in.
         chunk
-            Requests that must run one after another in one thread (links and chains). Engines that run each request for itself ignore it.
+            Requests that must run one after another in one thread (links and chains). Engines that run each request
+            for itself ignore it.
 
         Returns
         -------
         asyncio.Future
-            Done with None; never with an exception for a failed request (that is a ``result``). Cancelling the future does not cancel the
-            batch: whoever owns the memory must still wait for its completion.
+            Done with None; never with an exception for a failed request (that is a ``result``). Cancelling the future
+            does not cancel the batch: whoever owns the memory must still wait for its completion.
 
         Raises
         ------
@@ -71,7 +72,8 @@ class Engine(AsyncResource):
 
         Notes
         -----
-        Call it on the engine's loop only. It never waits: what exceeds the engine's bounds is kept in order inside and submitted later.
+        Call it on the engine's loop only. It never waits: what exceeds the engine's bounds is kept in order inside
+        and submitted later.
         """
 
     @abstractmethod
@@ -117,7 +119,10 @@ class Batch(Protocol):
         """Seconds until the nearest deadline of the batch; may be negative or infinite."""
 
     def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
-        """Settle `rows` (int indexes or bool mask) with one `status`, or one each; a failure's reason in `error`. First report of a row counts."""
+        """Settle `rows` (int indexes or bool mask) with one `status`, or one each; `error` tells a failure's reason.
+
+        The first report of a row counts.
+        """
 
 
 class Lower(Protocol):
@@ -129,18 +134,28 @@ class Lower(Protocol):
     async def dump(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability) -> U8:
         """Dump from memory that the library owns; returns a status each row when all of them have settled."""
 
-    async def lookup(self, ids: U8) -> Bools: ...
-    async def lookup_on_prefix(self, ids: U8) -> int: ...
-    async def prefetch(self, ids: U8) -> None: ...
-    async def delete(self, ids: U8) -> None: ...
-    async def flush(self) -> Mapping[bytes, StoreError]: ...
+    async def lookup(self, ids: U8) -> Bools:
+        """See `Stage.lookup`."""
+
+    async def lookup_on_prefix(self, ids: U8) -> int:
+        """See `Stage.lookup_on_prefix`."""
+
+    async def prefetch(self, ids: U8) -> None:
+        """See `Stage.prefetch`."""
+
+    async def delete(self, ids: U8) -> None:
+        """See `Stage.delete`."""
+
+    async def flush(self) -> Mapping[bytes, StoreError]:
+        """See `Stage.flush`."""
 
 
 class Stage(AsyncResource):
     """One layer of the pipeline: what it does with a batch, told as coroutines.
 
-    A stage is made with its configuration and the stage below (None at the bottom), opened once, and then driven by an operator, several
-    batches at a time. It must settle every row of a batch before `load` or `dump` returns; rows left over are settled as IO_ERROR.
+    A stage is made with its configuration and the stage below (None at the bottom), opened once, and then driven by
+    an operator, several batches at a time. It must settle every row of a batch before `load` or `dump` returns; rows
+    left over are settled as IO_ERROR.
 
     Attributes
     ----------
@@ -187,7 +202,7 @@ class Stage(AsyncResource):
         """Forget blocks, here and below. Unknown ids are fine."""
 
     async def flush(self) -> Mapping[bytes, StoreError]:
-        """Wait until what was accepted behind earlier returns has its durability; block id -> why not, for those that failed."""
+        """Wait until what was accepted before has its durability; block id -> why not, for those that failed."""
         return {}
 
     async def setup(self, config: StoreConfig) -> None:

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -289,11 +288,13 @@ class Store(AsyncResource):
     def _deadline(self, timeout: float | None) -> float:
         if timeout is None:
             return self._loop.time() + self._config.timeout_s
-        if isinstance(timeout, bool) or not isinstance(timeout, Real):
-            raise TypeError(f"timeout: {type(timeout).__name__}, must be a number of seconds or None")
-        if not timeout >= 0:
+        try:
+            seconds = float(timeout)
+        except (TypeError, ValueError):
+            raise TypeError(f"timeout: {timeout!r}, must be a number of seconds or None") from None
+        if not seconds >= 0:
             raise ValueError(f"timeout: {timeout}, must not be negative")
-        return self._loop.time() + float(timeout)
+        return self._loop.time() + seconds
 
     def check(self, task: Task) -> bool:
         """Tell whether `task` has settled. Never blocks."""
