@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .measure import Finding, Spread
 from .report import Flow, Report
 
-__all__ = ["print_replay"]
+__all__ = ["print_findings", "print_replay"]
 
 
 def print_replay(report: Report, setting: Mapping[str, Any]) -> None:
@@ -51,3 +52,33 @@ def _cells(flow: Flow) -> list[str]:
     failures = ", ".join(f"{name} {count:,}" for name, count in sorted(flow.failures.items())) or "none"
     rate = f"{flow.gb_per_s:.2f}"
     return [f"{flow.calls:,}", f"{flow.blocks:,}", f"{flow.bytes / 1e9:.2f}", rate, *latencies, failures]
+
+
+def print_findings(findings: Sequence[Finding], setting: Mapping[str, Any]) -> None:
+    """Print the findings of a benchmark; `setting` says on what they were made."""
+    console = Console()
+    title = "bench engine (" + ", ".join(f"{name} {value}" for name, value in setting.items()) + ")"
+    table = Table("case", "what", "measured", "compared with", "ratio", "goal", "", title=title, title_justify="left")
+    for one in findings:
+        reference = (
+            f"{one.reference} {_spread(one.reference_value)} {one.unit}" if one.reference_value else one.reference
+        )
+        goal = f"{one.goal[0]} {one.goal[1]:g}" if one.goal else ""
+        met = {True: Text("yes", "green"), False: Text("no", "bold red"), None: Text("")}[one.met]
+        ratio = _spread(one.ratio) if one.ratio else ""
+        table.add_row(one.case, one.what, f"{_spread(one.value)} {one.unit}", reference, ratio, goal, met)
+    console.print(table)
+    for one in findings:
+        if one.detail:
+            console.print(Text(f"{one.case}: {one.what}: {_plain(one.detail)}"), highlight=False)
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.median:.3g} ({spread.low:.3g} … {spread.high:.3g})"
+
+
+def _plain(detail: Mapping[str, Any]) -> str:
+    words = [
+        f"{key} [{_plain(value)}]" if isinstance(value, Mapping) else f"{key} {value}" for key, value in detail.items()
+    ]
+    return ", ".join(words)

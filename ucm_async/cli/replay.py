@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..types import Status
+from ._options import positive_int
 
 if TYPE_CHECKING:
     from ..bench.report import Report
@@ -40,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Mooncake-format trace, JSON lines (default: seeded multi-turn chats)",
     )
     work.add_argument(
-        "--requests", type=_positive_int, metavar="N", help="serve the first N (default: 400, or the whole trace)"
+        "--requests", type=positive_int, metavar="N", help="serve the first N (default: 400, or the whole trace)"
     )
     work.add_argument("--seed", type=int, default=0, help="of the chats (default: %(default)s)")
     work.add_argument(
         "--block-bytes",
-        type=_positive_int,
+        type=positive_int,
         metavar="B",
         help="default: 368640 (16 tokens of a small model), 65536 for a trace",
     )
@@ -58,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     store.add_argument("--capacity-gb", type=float, metavar="GB", help="cap of the store on disk (default: none)")
     how = parser.add_argument_group("how it is asked")
     how.add_argument(
-        "--concurrency", type=_positive_int, default=4, metavar="N", help="requests in flight (default: %(default)s)"
+        "--concurrency", type=positive_int, default=4, metavar="N", help="requests in flight (default: %(default)s)"
     )
     how.add_argument(
         "--timeout-ms",
@@ -129,7 +128,7 @@ async def _replay(
     async with open_store(args.pipeline, **settings) as store:
         outcome["pipeline"] = args.pipeline
         outcome["block_bytes"] = block_bytes
-        outcome["engine"] = _engine_name(store.statistics())
+        outcome["engine"] = _engine_names(store.statistics().pipeline)
         await replay(store, requests, options, report, on_request)
     # A capped store may evict between lookup and load, and refuse dumps while it collects.
     capped = (Status.MISS, Status.NO_SPACE) if args.capacity_gb is not None else ()
@@ -161,12 +160,10 @@ def _directory(chosen: Path | None) -> Iterator[Path]:
         chosen.mkdir(parents=True, exist_ok=True)
         yield chosen
         return
-    # Here, not in /tmp, which may be memory.
-    made = Path(tempfile.mkdtemp(prefix="ucm-replay-", dir="."))
-    try:
+    from ..bench.places import scratch_directory  # noqa: PLC0415
+
+    with scratch_directory(Path(), "ucm-replay-") as made:  # here, not in /tmp, which may be memory
         yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -181,8 +178,17 @@ def _progress(args: argparse.Namespace) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _engine_name(statistics: Any) -> str:
-    return "?"
+def _engine_names(pipeline: Any) -> str:
+    """Return the names of the engines in the counters of a pipeline's stages; "none" where no stage has one."""
+    found = []
+    todo = [pipeline]
+    while todo:
+        for key, value in todo.pop().items():
+            if key == "engine" and isinstance(value, Mapping) and "name" in value:
+                found.append(str(value["name"]))
+            elif isinstance(value, Mapping):
+                todo.append(value)
+    return ", ".join(sorted(set(found))) or "none"
 
 
 def _show(args: argparse.Namespace, report: Report, outcome: dict[str, Any]) -> None:
@@ -192,10 +198,3 @@ def _show(args: argparse.Namespace, report: Report, outcome: dict[str, Any]) -> 
     from ..bench.tables import print_replay  # noqa: PLC0415
 
     print_replay(report, outcome)
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
