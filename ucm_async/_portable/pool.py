@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, final
 
 from ..engines.requests import PENDING_RESULT, Requests
@@ -56,34 +57,33 @@ class _Batch:
 
 
 class _Shared:
-    """What the threads of a pool share; knows nothing of the pool, so that a dropped pool can be collected."""
+    """What the threads of a pool share; knows nothing of the pool, so that a dropped pool can be collected.
+
+    The submitting thread, which may run an event loop, takes no lock: queue and deque are atomic in themselves.
+    """
 
     def __init__(self) -> None:
         self.signal = _Signal()
-        self.work = threading.Condition()
-        self.jobs: deque[tuple[_Batch, slice]] = deque()
+        self.jobs: SimpleQueue[tuple[_Batch, slice] | None] = SimpleQueue()
         self.done: deque[Any] = deque()
-        self.pending = 0
-        self.closing = False
+        self.finished = 0
+        self.counting = threading.Lock()
 
     def loop(self) -> None:
-        while True:
-            with self.work:
-                self.work.wait_for(lambda: self.jobs or self.closing)
-                if not self.jobs:
-                    return
-                batch, rows = self.jobs.popleft()
-            job = batch.requests[rows]
-            run(job)
-            self.finish(batch, len(job))
+        while (job := self.jobs.get()) is not None:
+            batch, rows = job
+            requests = batch.requests[rows]
+            run(requests)
+            with self.counting:
+                self.finished += len(requests)
+                batch.left -= len(requests)
+                last = batch.left == 0
+            if last:
+                self.complete(batch)
 
-    def finish(self, batch: _Batch, count: int) -> None:
-        with self.work:
-            self.pending -= count
-            batch.left -= count
-            if batch.left == 0:
-                self.done.append(batch.token)
-                self.signal.set()
+    def complete(self, batch: _Batch) -> None:
+        self.done.append(batch.token)
+        self.signal.set()
 
 
 @final
@@ -96,6 +96,7 @@ class ThreadPool:
         self.threads = int(threads)
         self._owner = threading.Lock()
         self._closed = False
+        self._submitted = 0
         self._shared = _Shared()
         # Daemons: a pool that was never closed must not keep the interpreter from exiting.
         self._threads = [
@@ -107,7 +108,7 @@ class ThreadPool:
     @property
     def pending(self) -> int:
         """Requests submitted and not finished."""
-        return self._shared.pending
+        return self._submitted - self._shared.finished
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -128,13 +129,11 @@ class ThreadPool:
             batch = _Batch(requests_of(requests), token)
             batch.requests["result"] = PENDING_RESULT
             count = len(batch.requests)
-            shared = self._shared
-            with shared.work:
-                shared.pending += count
-                shared.jobs.extend((batch, slice(start, start + chunk)) for start in range(0, count, chunk))
-                shared.work.notify(-(-count // chunk))
+            self._submitted += count
+            for start in range(0, count, chunk):
+                self._shared.jobs.put((batch, slice(start, start + chunk)))
             if count == 0:
-                shared.finish(batch, 0)
+                self._shared.complete(batch)
 
     def reap(self) -> list[Any]:
         """Return the tokens of finished batches, each once, in order of completion."""
@@ -158,9 +157,8 @@ class ThreadPool:
             if self._closed:
                 return []
             self._closed = True
-            with self._shared.work:
-                self._shared.closing = True
-                self._shared.work.notify_all()
+            for _ in self._threads:
+                self._shared.jobs.put(None)  # behind everything that was submitted
             for thread in self._threads:
                 thread.join()
             tokens = self._reap()

@@ -31,6 +31,7 @@ ENGINES: Final = ("uring", "aio", "psync")
 """The data engines, the preferred one first. psync works everywhere."""
 
 DIRECT_BYTES: Final = 4096
+IN_MEMORY: Final = ("tmpfs", "ramfs")
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ def _make(
         engine = PsyncEngine(threads)
     engine.why = why
     if requested == "auto" and name != "psync":
-        return AutoEngine(ring=engine, threads=threads, direct=direct)
+        return AutoEngine(engine, threads)
     return engine
 
 
@@ -204,12 +205,20 @@ def probe_direct(directory: str | os.PathLike[str]) -> tuple[bool, str]:
     Returns
     -------
     tuple
-        Whether O_DIRECT works there, and if not, why. Nothing stays behind.
+        Whether O_DIRECT is of use there, and if not, why. Nothing stays behind.
+
+    Notes
+    -----
+    A file system in memory may take the flag, but has no disk behind a cache: it copies in the submitting call. So it
+    counts as buffered, and a ring leaves its copies to the kernel's workers.
     """
     if not hasattr(os, "O_DIRECT"):
         return False, "this system has no O_DIRECT"
     path = ""
     try:
+        kind = _file_system(directory)
+        if kind in IN_MEMORY:
+            return False, f"{kind} is memory: there is no cache to go around"
         fd, path = tempfile.mkstemp(prefix=".direct-", dir=directory)
         os.close(fd)
         return _write_and_read(path)
@@ -219,6 +228,20 @@ def probe_direct(directory: str | os.PathLike[str]) -> tuple[bool, str]:
         if path:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+def _file_system(directory: str | os.PathLike[str]) -> str:
+    """Return the type of the file system that holds `directory`; empty where the system does not tell."""
+    device = os.stat(directory).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+            mount, _, source = line.partition(
+                " - "
+            )  # proc(5): the device is the third field, the type follows the dash
+            if mount.split()[2] == number:
+                return source.split()[0]
+    return ""
 
 
 def _write_and_read(path: str) -> tuple[bool, str]:
