@@ -1,5 +1,5 @@
 /* Native AIO: completions are announced by the eventfd (IOCB_FLAG_RESFD) and read from the ring that the kernel maps. */
-#include "aio.h"
+#include "ring.h"
 
 #include <errno.h>
 #include <linux/aio_abi.h>
@@ -30,11 +30,6 @@ struct aio {
     struct iocb *controls; /* one a slot */
 };
 
-const struct ring *aio_ring_of(const void *engine)
-{
-    return &((const struct aio *)engine)->ring;
-}
-
 static void aio_release(struct aio *aio)
 {
     ring_free(&aio->ring);
@@ -42,7 +37,8 @@ static void aio_release(struct aio *aio)
     free(aio);
 }
 
-void *aio_new(unsigned depth, uint64_t max_bytes, int event_fd)
+/* NULL with errno; EAGAIN if the system's aio-max-nr is used up. */
+static void *aio_new(unsigned depth, uint64_t max_bytes, int event_fd)
 {
     struct aio *aio = calloc(1, sizeof(*aio));
     if (!aio) {
@@ -204,10 +200,67 @@ static void aio_abandon(void *engine)
     aio_release(engine);
 }
 
-const struct engine_ops aio_ops = {
+static size_t aio_running(const void *engine)
+{
+    return ring_in_flight(&((const struct aio *)engine)->ring);
+}
+
+static size_t aio_waiting(const void *engine)
+{
+    return ring_waiting(&((const struct aio *)engine)->ring);
+}
+
+static const struct engine_ops aio_ops = {
     .submit = aio_submit,
     .reap = aio_reap,
     .drain = aio_drain,
     .destroy = aio_destroy,
     .abandon = aio_abandon,
+    .running = aio_running,
+    .waiting = aio_waiting,
+};
+
+/* ---- the type ---- */
+
+static PyObject *aio_context_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"depth", "max_bytes", NULL};
+    Py_ssize_t depth, max_bytes = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "n|n:AioContext", names, &depth, &max_bytes)) {
+        return NULL;
+    }
+    struct context *self = ring_context_new(type, depth, max_bytes);
+    if (!self) {
+        return NULL;
+    }
+    void *engine;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    engine = aio_new(self->size, (uint64_t)max_bytes, self->event_fd);
+    error = errno;
+    Py_END_ALLOW_THREADS
+    return context_adopt(self, &aio_ops, engine, error);
+}
+
+static PyMethodDef aio_methods[] = {
+    {"submit", METHOD(context_submit_method), METH_FASTCALL, SUBMIT_DOC("requests, token")},
+    CONTEXT_METHODS,
+};
+
+static PyGetSetDef aio_attributes[] = {RING_ATTRIBUTES};
+
+static PyType_Slot aio_slots[] = {
+    {Py_tp_doc, (char *)PyDoc_STR("AioContext(depth, max_bytes=0)\n--\n\n"
+                                  "Linux native AIO. OP_READ, OP_WRITE, OP_READV, OP_WRITEV; others end with -EINVAL.")},
+    {Py_tp_new, aio_context_new},
+    {Py_tp_methods, aio_methods},
+    {Py_tp_getset, aio_attributes},
+    CONTEXT_SLOTS,
+};
+
+PyType_Spec aio_context_spec = {
+    .name = "ucm_async._native.AioContext",
+    .basicsize = sizeof(struct context),
+    .flags = CONTEXT_FLAGS,
+    .slots = aio_slots,
 };

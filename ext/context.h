@@ -15,12 +15,16 @@ struct engine_ops {
     void (*destroy)(void *engine);
     /* Forget it in a child process: free what is the child's, leave the parent's kernel objects alone. */
     void (*abandon)(void *engine);
+    /* For attributes; with the GIL, perhaps while another thread is inside. */
+    size_t (*running)(const void *engine); /* requests that threads or the kernel have, or will take without our help */
+    size_t (*waiting)(const void *engine); /* requests that wait for room */
 };
 
 struct context {
     PyObject_HEAD
     const struct engine_ops *ops;
-    void *engine; /* NULL once it is closed */
+    void *engine;   /* NULL once it is closed */
+    unsigned size;  /* threads, or depth */
     int event_fd;
     pid_t owner; /* neither threads nor rings exist in a forked child */
     bool busy;   /* a method is running, perhaps without the GIL */
@@ -28,8 +32,10 @@ struct context {
     struct batch_queue finished;   /* those of them that wait to be returned */
 };
 
-/* Allocate the object and its eventfd. The caller sets ops and engine. NULL with an exception. */
-struct context *context_new(PyTypeObject *type);
+/* Allocate the object and its eventfd. NULL with an exception; ValueError unless 1 <= size <= most. */
+struct context *context_new(PyTypeObject *type, const char *size_name, Py_ssize_t size, Py_ssize_t most);
+/* Finish the constructor: take the engine; without one, OSError from `error`, NULL, and self is gone. */
+PyObject *context_adopt(struct context *self, const struct engine_ops *ops, void *engine, int error);
 
 PyObject *context_submit(struct context *self, PyObject *requests, PyObject *token, size_t chunk);
 
@@ -40,15 +46,48 @@ static inline void context_leave(struct context *self)
     self->busy = false;
 }
 
+/* Methods, attributes and slots of the types. */
 PyObject *context_submit_method(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *context_reap(PyObject *self, PyObject *none);
 PyObject *context_fileno(PyObject *self, PyObject *none);
 PyObject *context_close(PyObject *self, PyObject *none);
-
+PyObject *context_size(PyObject *self, void *closure);
+PyObject *context_running(PyObject *self, void *closure);
+PyObject *context_waiting(PyObject *self, void *closure);
 int context_traverse(PyObject *self, visitproc visit, void *arg);
 int context_clear(PyObject *self);
 void context_finalize(PyObject *self);
 void context_dealloc(PyObject *self);
+
+#define SUBMIT_DOC(arguments)                                                                                          \
+    PyDoc_STR("submit($self, " arguments ", /)\n--\n\n"                                                                \
+              "Start a batch: an array of requests, held with `token` until the batch is done. Never waits for it.")
+
+#define CONTEXT_METHODS                                                                                                 \
+    {"reap", context_reap, METH_NOARGS,                                                                                \
+     PyDoc_STR("reap($self)\n--\n\nReturn the tokens of batches that are done, each once, in order of completion.")},  \
+    {"fileno", context_fileno, METH_NOARGS,                                                                            \
+     PyDoc_STR("fileno($self)\n--\n\nThe eventfd that is readable when a batch may be done.")},                        \
+    {"close", context_close, METH_NOARGS,                                                                              \
+     PyDoc_STR("close($self)\n--\n\nWait for everything submitted, free, and return the tokens not yet reaped.")},     \
+    {NULL, NULL, 0, NULL}
+
+#define CONTEXT_SLOTS                                                                                                   \
+    {Py_tp_traverse, context_traverse},                                                                                \
+    {Py_tp_clear, context_clear},                                                                                      \
+    {Py_tp_finalize, context_finalize},                                                                                \
+    {Py_tp_dealloc, context_dealloc},                                                                                  \
+    {0, NULL}
+
+#define CONTEXT_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE)
+
+#define RING_ATTRIBUTES                                                                                                \
+    {"depth", context_size, NULL, PyDoc_STR("The most requests that are with the kernel."), NULL},                     \
+    {"in_flight", context_running, NULL, PyDoc_STR("Requests that are with the kernel."), NULL},                       \
+    {"waiting", context_waiting, NULL, PyDoc_STR("Requests that wait for room."), NULL},                               \
+    {NULL, NULL, NULL, NULL, NULL}
+
+enum { DEPTH_MAX = 32768 /* io_uring's own bound */ };
 
 /* The eventfd that tells the loop. */
 void event_signal(int event_fd);

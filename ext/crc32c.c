@@ -10,7 +10,11 @@
 
 #if defined(__x86_64__)
 #include <nmmintrin.h>
+#ifdef __clang__
+#define HARDWARE_TARGET __attribute__((target("sse4.2,crc32")))
+#else
 #define HARDWARE_TARGET __attribute__((target("sse4.2")))
+#endif
 #define STEP8(value, word) ((uint32_t)_mm_crc32_u64((value), (word)))
 #define STEP1(value, byte) _mm_crc32_u8((value), (byte))
 #elif defined(__aarch64__)

@@ -1,7 +1,7 @@
 /* Gate: lets copies touch a caller's memory while it is open. */
-#include "gate.h"
-
 #include "native.h"
+
+#include "gate.h"
 
 #include <sched.h>
 #include <unistd.h>

@@ -19,16 +19,25 @@ PyTypeObject *native_add_type(PyObject *module, PyType_Spec *spec)
     return (PyTypeObject *)type;
 }
 
-static PyObject *crc32c_function(PyObject *Py_UNUSED(module), PyObject *args)
+static PyObject *crc32c_function(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    PyObject *data;
-    unsigned int value = 0;
-    Py_buffer view;
-    if (!PyArg_ParseTuple(args, "O|I:crc32c", &data, &value) || PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
+    if (count != 1 && count != 2) {
+        return PyErr_Format(PyExc_TypeError, "crc32c() takes 1 or 2 arguments (%zd given)", count);
+    }
+    unsigned long start = count == 2 ? PyLong_AsUnsignedLong(args[1]) : 0;
+    if (PyErr_Occurred()) {
         return NULL;
     }
+    if (start > UINT32_MAX) {
+        return PyErr_Format(PyExc_OverflowError, "value: %lu, must fit in 32 bits", start);
+    }
+    Py_buffer view;
+    if (PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) < 0) {
+        return NULL;
+    }
+    uint32_t value;
     Py_BEGIN_ALLOW_THREADS
-    value = crc32c_update(value, view.buf, (size_t)view.len);
+    value = crc32c_update((uint32_t)start, view.buf, (size_t)view.len);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&view);
     return PyLong_FromUnsignedLong(value);
@@ -72,7 +81,7 @@ static PyObject *io_setup_limit(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED
 }
 
 static PyMethodDef module_methods[] = {
-    {"crc32c", crc32c_function, METH_VARARGS,
+    {"crc32c", METHOD(crc32c_function), METH_FASTCALL,
      PyDoc_STR("crc32c(data, value=0, /)\n--\n\nCRC-32C of `data`, going on from `value`.")},
     {"execute", execute, METH_O,
      PyDoc_STR("execute(requests, /)\n--\n\nRun a batch in the calling thread, in order, without the GIL.")},

@@ -2,15 +2,15 @@
 #ifndef UCM_NATIVE_H
 #define UCM_NATIVE_H
 
-#include "platform.h"
-
-/* Python's own inline functions do not pass -Wconversion. */
+/* Python.h decides what the system headers declare, so it comes first. Its own inline functions do not pass -Wconversion. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wconversion"
 #pragma GCC diagnostic ignored "-Wsign-conversion"
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #pragma GCC diagnostic pop
+
+#include "platform.h"
 
 struct native_state {
     PyTypeObject *exports_type;

@@ -9,10 +9,6 @@
 /* Run `count` requests one after another; links and chains refer to earlier ones of the same call. */
 void perform(struct request *requests, size_t count);
 
-/* OP_COPY and OP_CHECKSUM, in pieces inside the request's gate; `value` is the checksum to go on from. */
-int64_t perform_copy(const struct request *request, uint32_t value);
-int64_t perform_checksum(const struct request *request, uint32_t value);
-
 /* True if the request's gate is closed: it need not be started any more. */
 bool request_is_cancelled(const struct request *request);
 

@@ -1,4 +1,4 @@
-/* Included first everywhere: what the system headers need to know, and the few compiler differences. */
+/* Included first, or after Python.h: what the system headers need to know, and the few compiler differences. */
 #ifndef UCM_PLATFORM_H
 #define UCM_PLATFORM_H
 

@@ -1,6 +1,5 @@
 /* The thread pool: a line of batches, of which each free thread takes the next few requests. */
-#include "pool.h"
-
+#include "context.h"
 #include "perform.h"
 
 #include <errno.h>
@@ -10,7 +9,7 @@
 #include <stdlib.h>
 
 /* The deepest frame is a copy of 1024 iovecs (16 KiB). */
-enum { STACK_BYTES = 256 * 1024, NAME_BYTES = 16 };
+enum { STACK_BYTES = 256 * 1024, NAME_BYTES = 16, THREADS_MAX = 1024 };
 
 struct pool {
     pthread_mutex_t lock;
@@ -24,11 +23,6 @@ struct pool {
     unsigned threads;
     pthread_t ids[];
 };
-
-size_t pool_pending(const struct pool *pool)
-{
-    return __atomic_load_n(&pool->pending, __ATOMIC_RELAXED);
-}
 
 static void count_pending(struct pool *pool, size_t pending)
 {
@@ -132,7 +126,8 @@ static int start(struct pool *pool, unsigned threads, const char *name)
     return error;
 }
 
-struct pool *pool_new(unsigned threads, const char *name, int event_fd)
+/* NULL with errno. */
+static struct pool *pool_new(unsigned threads, const char *name, int event_fd)
 {
     struct pool *pool = calloc(1, sizeof(*pool) + threads * sizeof(pool->ids[0]));
     if (!pool) {
@@ -199,10 +194,85 @@ static void pool_abandon(void *engine)
     (void)engine;
 }
 
-const struct engine_ops pool_ops = {
+static size_t pool_running(const void *engine)
+{
+    return __atomic_load_n(&((const struct pool *)engine)->pending, __ATOMIC_RELAXED);
+}
+
+static const struct engine_ops pool_ops = {
     .submit = pool_submit,
     .reap = pool_reap,
     .drain = pool_drain,
     .destroy = pool_destroy,
     .abandon = pool_abandon,
+    .running = pool_running,
+};
+
+/* ---- the type ---- */
+
+static PyObject *threadpool_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"threads", "name", NULL};
+    Py_ssize_t threads;
+    const char *name = "ucm";
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "n|s:ThreadPool", names, &threads, &name)) {
+        return NULL;
+    }
+    struct context *self = context_new(type, "threads", threads, THREADS_MAX);
+    if (!self) {
+        return NULL;
+    }
+    struct pool *pool;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    pool = pool_new(self->size, name, self->event_fd);
+    error = errno;
+    Py_END_ALLOW_THREADS
+    return context_adopt(self, &pool_ops, pool, error);
+}
+
+static PyObject *threadpool_submit(PyObject *op, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2 && count != 3) {
+        PyErr_Format(PyExc_TypeError, "submit() takes 2 or 3 arguments (%zd given)", count);
+        return NULL;
+    }
+    Py_ssize_t chunk = 1;
+    if (count == 3) {
+        chunk = PyNumber_AsSsize_t(args[2], PyExc_OverflowError);
+        if (chunk == -1 && PyErr_Occurred()) {
+            return NULL;
+        }
+        if (chunk < 1) {
+            return PyErr_Format(PyExc_ValueError, "chunk: %zd, must be at least 1", chunk);
+        }
+    }
+    return context_submit((struct context *)op, args[0], args[1], (size_t)chunk);
+}
+
+static PyMethodDef threadpool_methods[] = {
+    {"submit", METHOD(threadpool_submit), METH_FASTCALL, SUBMIT_DOC("requests, token, chunk=1")},
+    CONTEXT_METHODS,
+};
+
+static PyGetSetDef threadpool_attributes[] = {
+    {"threads", context_size, NULL, PyDoc_STR("How many threads the pool has."), NULL},
+    {"pending", context_running, NULL, PyDoc_STR("Requests submitted and not finished."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot threadpool_slots[] = {
+    {Py_tp_doc, (char *)PyDoc_STR("ThreadPool(threads, name='ucm')\n--\n\n"
+                                  "Threads that run requests of every opcode without ever needing the GIL.")},
+    {Py_tp_new, threadpool_new},
+    {Py_tp_methods, threadpool_methods},
+    {Py_tp_getset, threadpool_attributes},
+    CONTEXT_SLOTS,
+};
+
+PyType_Spec threadpool_spec = {
+    .name = "ucm_async._native.ThreadPool",
+    .basicsize = sizeof(struct context),
+    .flags = CONTEXT_FLAGS,
+    .slots = threadpool_slots,
 };

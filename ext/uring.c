@@ -3,7 +3,7 @@
  * Not used, and why: SINGLE_ISSUER and DEFER_TASKRUN bind the ring to one thread, but close() may come from another; SQPOLL
  * burns a processor; a larger completion ring is not needed, since never more than `depth` requests are out.
  */
-#include "uring.h"
+#include "ring.h"
 
 #include "uring_abi.h"
 
@@ -36,11 +36,6 @@ struct uring {
 
     uint64_t registered, registered_bytes;
 };
-
-const struct ring *uring_ring_of(const void *engine)
-{
-    return &((const struct uring *)engine)->ring;
-}
 
 /* ---- set up and down ---- */
 
@@ -109,7 +104,8 @@ static int set_up(struct uring *uring, unsigned depth, int event_fd)
     return (int)syscall(SYS_io_uring_register, uring->fd, URING_REGISTER_EVENTFD, &event_fd, 1);
 }
 
-void *uring_new(unsigned depth, uint64_t max_bytes, bool force_async, int event_fd)
+/* NULL with errno: ENOSYS, EPERM (seccomp, kernel.io_uring_disabled), ENOMEM (RLIMIT_MEMLOCK of old kernels) ... */
+static void *uring_new(unsigned depth, uint64_t max_bytes, bool force_async, int event_fd)
 {
     struct uring *uring = calloc(1, sizeof(*uring));
     if (!uring) {
@@ -126,9 +122,9 @@ void *uring_new(unsigned depth, uint64_t max_bytes, bool force_async, int event_
     return uring;
 }
 
-int uring_register(void *engine, uint64_t address, uint64_t length)
+/* 0, or an errno. */
+static int uring_register(struct uring *uring, uint64_t address, uint64_t length)
 {
-    struct uring *uring = engine;
     uint64_t count = (length + BUFFER_BYTES_MAX - 1) / BUFFER_BYTES_MAX;
     if (count == 0 || count > BUFFERS_MAX) {
         return EINVAL;
@@ -280,10 +276,120 @@ static void uring_abandon(void *engine)
     uring_release(engine);
 }
 
-const struct engine_ops uring_ops = {
+static size_t uring_running(const void *engine)
+{
+    return ring_in_flight(&((const struct uring *)engine)->ring);
+}
+
+static size_t uring_waiting(const void *engine)
+{
+    return ring_waiting(&((const struct uring *)engine)->ring);
+}
+
+static const struct engine_ops uring_ops = {
     .submit = uring_submit,
     .reap = uring_reap,
     .drain = uring_drain,
     .destroy = uring_destroy,
     .abandon = uring_abandon,
+    .running = uring_running,
+    .waiting = uring_waiting,
+};
+
+/* ---- the type ---- */
+
+struct uring_object {
+    struct context base;
+    bool begun; /* memory was registered, or requests submitted */
+};
+
+static PyObject *uring_context_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"depth", "max_bytes", "force_async", NULL};
+    Py_ssize_t depth, max_bytes = 0;
+    int force_async = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "n|np:UringContext", names, &depth, &max_bytes, &force_async)) {
+        return NULL;
+    }
+    struct context *self = ring_context_new(type, depth, max_bytes);
+    if (!self) {
+        return NULL;
+    }
+    void *engine;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    engine = uring_new(self->size, (uint64_t)max_bytes, force_async != 0, self->event_fd);
+    error = errno;
+    Py_END_ALLOW_THREADS
+    return context_adopt(self, &uring_ops, engine, error);
+}
+
+static PyObject *uring_submit_method(PyObject *op, PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *result = context_submit_method(op, args, count);
+    if (result) {
+        ((struct uring_object *)op)->begun = true;
+    }
+    return result;
+}
+
+/* Inside context_enter. 0, an errno, or -1 with an exception. */
+static int register_once(struct uring_object *self, uint64_t address, uint64_t length)
+{
+    if (!self->base.engine) {
+        PyErr_SetString(PyExc_ValueError, "register_memory after close");
+        return -1;
+    }
+    if (self->begun) {
+        PyErr_SetString(PyExc_ValueError, "register_memory must be called once, before the first submit");
+        return -1;
+    }
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = uring_register(self->base.engine, address, length);
+    Py_END_ALLOW_THREADS
+    self->begun = !error;
+    return error;
+}
+
+static PyObject *uring_register_memory(PyObject *op, PyObject *const *args, Py_ssize_t count)
+{
+    struct uring_object *self = (struct uring_object *)op;
+    if (count != 2) {
+        return PyErr_Format(PyExc_TypeError, "register_memory() takes 2 arguments (%zd given)", count);
+    }
+    uint64_t address = PyLong_AsUnsignedLongLong(args[0]);
+    uint64_t length = PyErr_Occurred() ? 0 : PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred() || !context_enter(&self->base)) {
+        return NULL;
+    }
+    int error = register_once(self, address, length);
+    context_leave(&self->base);
+    return error < 0 ? NULL : PyBool_FromLong(!error);
+}
+
+static PyMethodDef uring_methods[] = {
+    {"submit", METHOD(uring_submit_method), METH_FASTCALL, SUBMIT_DOC("requests, token")},
+    {"register_memory", METHOD(uring_register_memory), METH_FASTCALL,
+     PyDoc_STR("register_memory($self, address, length, /)\n--\n\n"
+               "Make one range a registered buffer; False if the kernel refuses. Once, before the first submit.")},
+    CONTEXT_METHODS,
+};
+
+static PyGetSetDef uring_attributes[] = {RING_ATTRIBUTES};
+
+static PyType_Slot uring_slots[] = {
+    {Py_tp_doc, (char *)PyDoc_STR("UringContext(depth, max_bytes=0, force_async=False)\n--\n\n"
+                                  "io_uring over raw system calls. Opcodes as AioContext.")},
+    {Py_tp_new, uring_context_new},
+    {Py_tp_methods, uring_methods},
+    {Py_tp_getset, uring_attributes},
+    CONTEXT_SLOTS,
+};
+
+PyType_Spec uring_context_spec = {
+    .name = "ucm_async._native.UringContext",
+    .basicsize = sizeof(struct uring_object),
+    .flags = CONTEXT_FLAGS,
+    .slots = uring_slots,
 };
