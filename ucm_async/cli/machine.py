@@ -105,7 +105,7 @@ def _engines() -> Iterator[Finding]:
     none = not any(report.available for report in reports)
     for report in reports:
         state: State = "ok" if report.available else "broken" if none else "slower"
-        text = "works" if report.available else report.reason
+        text = "works" if report.available else report.reason if NATIVE else "needs the extension"
         advice = "" if report.available else _engine_advice(report.name)
         yield Finding("engines", report.name, report.available, state, text, advice)
     in_use, most = io_setup_limit()
