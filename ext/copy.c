@@ -193,6 +193,9 @@ static int64_t close_file(int fd)
 /* The longest that a gate is held: a few microseconds. */
 enum { PIECE_BYTES = 64 * 1024 };
 
+/* From here on a batch of copies is larger than a core's caches; what is copied goes past them. */
+enum { STREAMING_BYTES = 64 * 1024 };
+
 bool request_is_cancelled(const struct request *request)
 {
     return request->gate && gate_is_closed(pointer_to(request->gate));
@@ -201,13 +204,14 @@ bool request_is_cancelled(const struct request *request)
 static int64_t in_pieces(const struct request *request, uint32_t value, const char *source, char *target)
 {
     uint32_t *gate = pointer_to(request->gate);
+    bool streaming = request->length >= STREAMING_BYTES;
     for (uint64_t done = 0; done < request->length;) {
         uint64_t left = request->length - done;
         size_t piece = left < PIECE_BYTES ? left : PIECE_BYTES;
         if (gate && !gate_enter(gate)) {
             return -ECANCELED;
         }
-        value = target ? crc32c_copy(value, target + done, source + done, piece)
+        value = target ? crc32c_copy(value, target + done, source + done, piece, streaming)
                        : crc32c_update(value, source + done, piece);
         if (gate) {
             gate_leave(gate);

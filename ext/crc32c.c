@@ -32,12 +32,13 @@
 
 #define POLYNOMIAL 0x82F63B78u /* reflected */
 
-enum { LONG_LANE = 1360, SHORT_LANE = 128 }; /* bytes; three long lanes and their copy stay inside the L1 cache */
-
-typedef uint32_t shift_table[4][256];
+/* Long lanes join seldom, but the processor's prefetcher takes them for three streams and memory is read at half its speed.
+ * With short ones a block of three is one stream, and is still in the L1 cache when it is copied.
+ */
+enum { LANE = 256, BLOCK = 3 * LANE }; /* bytes */
 
 static uint32_t slices[8][256];
-static shift_table after_long, after_short;
+static uint32_t after_lane[4][256];
 static bool hardware;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -70,12 +71,12 @@ static uint32_t power_of_bytes(size_t bytes)
     return result;
 }
 
-static void fill_shift(shift_table table, size_t bytes)
+static void fill_after_lane(void)
 {
-    uint32_t factor = power_of_bytes(bytes);
+    uint32_t factor = power_of_bytes(LANE);
     for (uint32_t byte = 0; byte < 256; byte++) {
         for (unsigned place = 0; place < 4; place++) {
-            table[place][byte] = multiply(factor, byte << (8 * place));
+            after_lane[place][byte] = multiply(factor, byte << (8 * place));
         }
     }
 }
@@ -110,8 +111,7 @@ static bool have_instruction(void)
 static void set_up(void)
 {
     fill_slices();
-    fill_shift(after_long, LONG_LANE);
-    fill_shift(after_short, SHORT_LANE);
+    fill_after_lane();
     hardware = have_instruction();
 }
 
@@ -148,34 +148,42 @@ static uint32_t portable(uint32_t value, const unsigned char *at, size_t length)
     return value;
 }
 
-#ifdef HARDWARE_TARGET
-
-static inline uint32_t shifted(shift_table table, uint32_t value)
+static uint32_t portable_copy(uint32_t value, unsigned char *to, const unsigned char *from, size_t length)
 {
-    return table[0][value & 0xFF] ^ table[1][(value >> 8) & 0xFF] ^ table[2][(value >> 16) & 0xFF] ^ table[3][value >> 24];
+    while (length) {
+        size_t piece = length < BLOCK ? length : BLOCK;
+        value = portable(value, from, piece);
+        memcpy(to, from, piece);
+        from += piece;
+        to += piece;
+        length -= piece;
+    }
+    return value;
 }
 
-/* Three lanes of `lane` bytes each, a multiple of 8. */
-HARDWARE_TARGET static inline uint32_t three_lanes(uint32_t value, const unsigned char *at, size_t lane, shift_table table)
+#ifdef HARDWARE_TARGET
+
+/* What `value` would be after LANE zero bytes. */
+static inline uint32_t shifted(uint32_t value)
+{
+    return after_lane[0][value & 0xFF] ^ after_lane[1][(value >> 8) & 0xFF] ^ after_lane[2][(value >> 16) & 0xFF] ^
+           after_lane[3][value >> 24];
+}
+
+HARDWARE_TARGET static inline uint32_t one_block(uint32_t value, const unsigned char *at)
 {
     uint32_t second = 0;
     uint32_t third = 0;
-    for (const unsigned char *end = at + lane; at < end; at += 8) {
+    for (const unsigned char *end = at + LANE; at < end; at += 8) {
         value = STEP8(value, load8(at));
-        second = STEP8(second, load8(at + lane));
-        third = STEP8(third, load8(at + 2 * lane));
+        second = STEP8(second, load8(at + LANE));
+        third = STEP8(third, load8(at + 2 * LANE));
     }
-    return shifted(table, shifted(table, value) ^ second) ^ third;
+    return shifted(shifted(value) ^ second) ^ third;
 }
 
-HARDWARE_TARGET static uint32_t by_instruction(uint32_t value, const unsigned char *at, size_t length)
+HARDWARE_TARGET static uint32_t less_than_block(uint32_t value, const unsigned char *at, size_t length)
 {
-    for (; length >= 3 * LONG_LANE; length -= 3 * LONG_LANE, at += 3 * LONG_LANE) {
-        value = three_lanes(value, at, LONG_LANE, after_long);
-    }
-    for (; length >= 3 * SHORT_LANE; length -= 3 * SHORT_LANE, at += 3 * SHORT_LANE) {
-        value = three_lanes(value, at, SHORT_LANE, after_short);
-    }
     for (; length >= 8; length -= 8, at += 8) {
         value = STEP8(value, load8(at));
     }
@@ -185,8 +193,80 @@ HARDWARE_TARGET static uint32_t by_instruction(uint32_t value, const unsigned ch
     return value;
 }
 
+HARDWARE_TARGET static uint32_t by_instruction(uint32_t value, const unsigned char *at, size_t length)
+{
+    for (; length >= BLOCK; length -= BLOCK, at += BLOCK) {
+        value = one_block(value, at);
+    }
+    return less_than_block(value, at, length);
+}
+
+/* Move a block that has just been read. Streaming stores (16-byte aligned) do not fetch what they overwrite. */
+static inline void move_block(unsigned char *to, const unsigned char *from, bool streaming)
+{
+#if defined(__x86_64__)
+    const __m128i *source = (const void *)from;
+    __m128i *target = (void *)to;
+    if (streaming) {
+        for (int i = 0; i < BLOCK / 16; i++) {
+            _mm_stream_si128(target + i, _mm_loadu_si128(source + i));
+        }
+        return;
+    }
+    for (int i = 0; i < BLOCK / 16; i++) {
+        _mm_storeu_si128(target + i, _mm_loadu_si128(source + i));
+    }
+#else
+    (void)streaming;
+    memcpy(to, from, BLOCK);
+#endif
+}
+
+HARDWARE_TARGET static inline uint32_t copy_blocks(uint32_t value, unsigned char *to, const unsigned char *from,
+                                                   size_t blocks, bool streaming)
+{
+    for (; blocks; blocks--, from += BLOCK, to += BLOCK) {
+        value = one_block(value, from);
+        move_block(to, from, streaming);
+    }
+    return value;
+}
+
+HARDWARE_TARGET static uint32_t copy_tail(uint32_t value, unsigned char *to, const unsigned char *from, size_t length)
+{
+    memcpy(to, from, length);
+    return less_than_block(value, from, length);
+}
+
+static size_t until_aligned(const unsigned char *to, size_t length)
+{
+    size_t head = (size_t)(-(uintptr_t)to & 15);
+    return head < length ? head : length;
+}
+
+HARDWARE_TARGET static uint32_t copy_by_instruction(uint32_t value, unsigned char *to, const unsigned char *from,
+                                                    size_t length, bool streaming)
+{
+    size_t head = streaming ? until_aligned(to, length) : 0;
+    value = copy_tail(value, to, from, head);
+    size_t blocks = (length - head) / BLOCK;
+    size_t middle = blocks * BLOCK;
+    to += head;
+    from += head;
+    if (streaming) {
+        value = copy_blocks(value, to, from, blocks, true);
+#if defined(__x86_64__)
+        _mm_sfence(); /* before anyone is told that the bytes are there */
+#endif
+    } else {
+        value = copy_blocks(value, to, from, blocks, false);
+    }
+    return copy_tail(value, to + middle, from + middle, length - head - middle);
+}
+
 #else
 #define by_instruction portable
+#define copy_by_instruction(value, to, from, length, streaming) portable_copy(value, to, from, length)
 #endif
 
 uint32_t crc32c_update(uint32_t value, const void *data, size_t length)
@@ -194,17 +274,8 @@ uint32_t crc32c_update(uint32_t value, const void *data, size_t length)
     return ~(hardware ? by_instruction(~value, data, length) : portable(~value, data, length));
 }
 
-uint32_t crc32c_copy(uint32_t value, void *target, const void *source, size_t length)
+uint32_t crc32c_copy(uint32_t value, void *target, const void *source, size_t length, bool streaming)
 {
-    const unsigned char *from = source;
-    unsigned char *to = target;
-    while (length) {
-        size_t piece = length < 3 * LONG_LANE ? length : 3 * LONG_LANE;
-        value = crc32c_update(value, from, piece);
-        memcpy(to, from, piece);
-        from += piece;
-        to += piece;
-        length -= piece;
-    }
-    return value;
+    return ~(hardware ? copy_by_instruction(~value, target, source, length, streaming)
+                      : portable_copy(~value, target, source, length));
 }

