@@ -26,8 +26,8 @@ __all__ = ["Loader"]
 READ_GAP_BYTES: Final = 32 << 10
 """Bytes read along between two ranges of one file: at 2 GB/s they cost what a second request does."""
 
-STRAGGLER_S_MAX: Final = 0.005
-"""How long rows that are in wait for those of the same batch that are not."""
+PATIENCE_S_MIN: Final = 0.0005
+"""Rows that are in are handed on before a deadline, but not more often than this."""
 
 _CLOSE_A_JOB: Final = 64
 
@@ -206,11 +206,9 @@ class Loader:
         self._release(reading)
 
     def _patience_s(self, batch: Batch, waiting: Bools) -> float:
-        """How long to wait before rows that are in are delivered without the others."""
+        """How long to wait for stragglers before what is in is handed on: half of the time that is left, again and again."""
         left = batch.patience_s()
-        if len(waiting) == 1 or left <= 0:
-            return max(left, STRAGGLER_S_MAX)
-        return max(min(left / 4, STRAGGLER_S_MAX), 0.0005)
+        return max(left if len(waiting) == 1 else left / 2, PATIENCE_S_MIN)
 
     def _adopt(self, done: asyncio.Future[None], reading: _Reading) -> None:
         """Keep slots and descriptors until the kernel lets go of them, without keeping the lane's worker."""
