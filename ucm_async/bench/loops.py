@@ -8,6 +8,8 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
+from ..errors import UcmError
+
 __all__ = ["LOOPS", "loop_name", "run_on"]
 
 LOOPS: Final = ("auto", "asyncio", "uvloop")
@@ -20,12 +22,12 @@ def loop_name(choice: str) -> str:
 
     Raises
     ------
-    ValueError
+    UcmError
         uvloop was asked for and is not installed.
     """
     installed = importlib.util.find_spec("uvloop") is not None
     if choice == "uvloop" and not installed:
-        raise ValueError("uvloop is not installed (pip install uvloop); use --loop asyncio")
+        raise UcmError("uvloop is not installed (pip install uvloop); use --loop asyncio")
     return "asyncio" if choice == "asyncio" or not installed else "uvloop"
 
 

@@ -130,8 +130,9 @@ async def replay(
     the requests in flight are abandoned; `report` tells of those that were done.
     """
     report = Report() if report is None else report
+    maker = await asyncio.to_thread(BlockMaker, options.block_bytes)  # reads the samples
+    work = _Replay(store, requests, options, maker, report, on_request).work
     started = time.perf_counter()
-    work = _Replay(store, requests, options, report, on_request).work
     workers = [asyncio.create_task(work()) for _ in range(options.concurrency)]
     try:
         await asyncio.gather(*workers)
@@ -160,6 +161,7 @@ class _Replay:
         store: ReplayStore,
         requests: Iterable[Request],
         options: ReplayOptions,
+        maker: BlockMaker,
         report: Report,
         on_request: Callable[[], None],
     ) -> None:
@@ -168,7 +170,7 @@ class _Replay:
         self._options = options
         self._report = report
         self._on_request = on_request
-        self._maker = BlockMaker(options.block_bytes)
+        self._maker = maker
         self._ideal = InfiniteCache()
         self._ready: deque[tuple[Request, U8]] = deque()
         self._admission = asyncio.Lock()

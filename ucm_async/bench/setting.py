@@ -15,15 +15,28 @@ import numpy as np
 
 from ..errors import UcmError
 from ..types import U8, block_ids
+from .blocks import BlockMaker
 from .limit import LimitProgram
 from .measure import Sample, stopwatch
+from .memory import huge_rows
 from .places import scratch_directory
 
 if TYPE_CHECKING:
     from ..store import Store
     from ..tasks import TaskResult
 
-__all__ = ["BenchError", "Setting", "Shape", "load_once", "require_ok", "size_name"]
+__all__ = [
+    "BenchError",
+    "Setting",
+    "Shape",
+    "dump_once",
+    "load_once",
+    "numbered_ids",
+    "prepare_blocks",
+    "require_ok",
+    "size_name",
+    "write_files",
+]
 
 _KIB: Final = 1024
 
@@ -70,6 +83,8 @@ class Setting:
         C programs to compare loads and dumps with; None where there is none.
     read_depth, create_threads
         Requests in flight, and threads, of these.
+    busy_blocks
+        1 MiB blocks that are loaded, and dumped, while a ticker runs.
     """
 
     directory: Path
@@ -82,6 +97,7 @@ class Setting:
     creator: LimitProgram | None = None
     read_depth: int = 64
     create_threads: int = 8
+    busy_blocks: int = 1024
 
     def open_store(self, folder: Path, block_bytes: int) -> AbstractAsyncContextManager[Store]:
         """Open a store of whole blocks in `folder`."""
@@ -108,12 +124,16 @@ class Setting:
         BenchError
             The file system has less than `need_bytes` free.
         """
-        free = shutil.disk_usage(self.directory).free
-        if free < need_bytes:
-            have = f"{free / 1e9:.1f} GB are free in {self.directory}"
-            raise BenchError(f"{name} needs {need_bytes / 1e9:.1f} GB, {have}; lower --rounds or --shape")
         place = scratch_directory(self.directory, f"{name}-")
-        path = await asyncio.to_thread(place.__enter__)
+
+        def enter() -> Path:
+            free = shutil.disk_usage(self.directory).free
+            if free < need_bytes:
+                have = f"{free / 1e9:.1f} GB are free in {self.directory}"
+                raise BenchError(f"{name} needs {need_bytes / 1e9:.1f} GB, {have}; lower --rounds or --shape")
+            return place.__enter__()
+
+        path = await asyncio.to_thread(enter)
         try:
             yield path
         finally:
@@ -160,6 +180,15 @@ def require_ok(verb: str, results: Sequence[TaskResult]) -> None:
     for result in results:
         for row, error in result.failures.items():
             raise BenchError(f"{verb}: {len(result.failures)} rows failed, the first: row {row}: {error}")
+
+
+async def prepare_blocks(ids: U8, block_bytes: int) -> U8:
+    """Return the blocks of `ids` in huge pages, uint8, shape (n, block_bytes); made in a thread."""
+
+    def make() -> U8:
+        return BlockMaker(block_bytes).make(ids, huge_rows(len(ids), block_bytes))
+
+    return await asyncio.to_thread(make)
 
 
 def numbered_ids(start: int, count: int) -> U8:

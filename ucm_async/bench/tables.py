@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -12,16 +12,24 @@ from rich.text import Text
 from .measure import Finding, Spread
 from .report import Flow, Report
 
+_WIDTH: Final = 150
+
 __all__ = ["print_findings", "print_replay"]
 
 
 def print_replay(report: Report, setting: Mapping[str, Any]) -> None:
     """Print what a replay did; `setting` has what is known of engine, loop, pipeline, block_bytes and problems."""
-    console = Console()
+    console = _console()
     console.print(_summary(report, setting))
     console.print(_flows(report))
     for problem in setting.get("problems", ()):
         console.print(Text(f"FAILED: {problem}", "bold red"))
+
+
+def _console() -> Console:
+    console = Console()
+    # A file or a pipe has no width; 80 columns, which rich takes then, would wrap every cell.
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def _summary(report: Report, setting: Mapping[str, Any]) -> Table:
@@ -39,7 +47,7 @@ def _summary(report: Report, setting: Mapping[str, Any]) -> Table:
 
 
 def _flows(report: Report) -> Table:
-    table = Table("", "calls", "blocks", "GB", "GB/s awaited", "p50 ms", "p95 ms", "p99 ms", "failures")
+    table = Table("", "calls", "blocks", "GB", "GB/s", "p50 ms", "p95 ms", "p99 ms", "failures")
     for column in table.columns[1:-1]:
         column.justify = "right"
     for verb, flow in (("load", report.load), ("dump", report.dump)):
@@ -56,7 +64,7 @@ def _cells(flow: Flow) -> list[str]:
 
 def print_findings(findings: Sequence[Finding], setting: Mapping[str, Any]) -> None:
     """Print the findings of a benchmark; `setting` says on what they were made."""
-    console = Console()
+    console = _console()
     title = "bench engine (" + ", ".join(f"{name} {value}" for name, value in setting.items()) + ")"
     table = Table("case", "what", "measured", "compared with", "ratio", "goal", "", title=title, title_justify="left")
     for one in findings:

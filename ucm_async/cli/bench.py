@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ._options import positive_int
+from ._options import positive_int, stamped_bytes
 
 if TYPE_CHECKING:
     from ..bench.limit import LimitProgram
-    from ..bench.measure import Finding
     from ..bench.setting import Setting, Shape
 
 __all__ = ["add_arguments", "run"]
@@ -38,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=positive_int, default=5, metavar="N", help="after a warm-up (default: %(default)s)"
     )
     what.add_argument(
-        "--shape", default=_DEFAULT_SHAPES, metavar="BYTESxN,…", help="blocks to move (default: %(default)s)"
+        "--shape",
+        type=_shapes,
+        default=_DEFAULT_SHAPES,
+        metavar="BYTESxN,…",
+        help="blocks to move (default: %(default)s)",
     )
     what.add_argument("--per-call", type=positive_int, metavar="K", help="blocks a call (default: all in one)")
     store = parser.add_argument_group("store")
@@ -70,17 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     from ..bench.engine import describe_machine, run_cases  # noqa: PLC0415
-    from ..bench.limit import LimitError  # noqa: PLC0415
     from ..bench.loops import loop_name, run_on  # noqa: PLC0415
 
     loop = loop_name(args.loop)
     with _status() as on_case:
-        try:
-            setting = _setting(args)
-            findings = run_on(loop, run_cases(setting, args.only, on_case))
-        except LimitError as error:
-            print(f"ucm-async bench: {error}", file=sys.stderr)
-            return 2
+        setting = _setting(args)
+        findings = run_on(loop, run_cases(setting, args.only, on_case))
     about = {
         **describe_machine(),
         "loop": loop,
@@ -89,17 +86,16 @@ def run(args: argparse.Namespace) -> int:
         "rounds": args.rounds,
     }
     if args.json:
-        print(
-            json.dumps(
-                {"setting": about, "findings": [one.as_dict() for one in findings]}, indent=2, ensure_ascii=False
-            )
-        )
+        told = {"setting": about, "findings": [one.as_dict() for one in findings]}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
     else:
         from ..bench.tables import print_findings  # noqa: PLC0415
 
         print_findings(findings, about)
     if args.plot is not None:
-        _plot(findings, args.plot)
+        from ..bench.plot import plot_ratios  # noqa: PLC0415
+
+        plot_ratios(findings, args.plot)
     return 0
 
 
@@ -109,7 +105,7 @@ def _setting(args: argparse.Namespace) -> Setting:
     reader, creator = _programs(args)
     return Setting(
         directory=args.dir,
-        shapes=_shapes(args.shape),
+        shapes=args.shape,
         rounds=args.rounds,
         per_call=args.per_call,
         engine=args.engine,
@@ -138,12 +134,6 @@ def _programs(args: argparse.Namespace) -> tuple[LimitProgram | None, LimitProgr
     return LimitProgram(args.yardstick.resolve(), direct), ours
 
 
-def _plot(findings: list[Finding], target: Path) -> None:
-    from ..bench.plot import plot_ratios  # noqa: PLC0415
-
-    plot_ratios(findings, target)
-
-
 @contextlib.contextmanager
 def _status() -> Iterator[Callable[[str], None]]:
     from rich.console import Console  # noqa: PLC0415
@@ -157,10 +147,10 @@ def _shapes(text: str) -> list[Shape]:
 
     shapes = []
     for one in text.split(","):
-        found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", one.strip())
-        if found is None:
-            raise ValueError(f"--shape: {one!r}, must be BYTESxBLOCKS, for example 65536x2000")
-        shapes.append(Shape(int(found[1]), int(found[2])))
+        size, x, count = one.strip().partition("x")
+        if not x:
+            raise argparse.ArgumentTypeError(f"{one!r}, must be BYTESxBLOCKS, for example 65536x2000")
+        shapes.append(Shape(stamped_bytes(size), positive_int(count)))
     return shapes
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..types import Status
-from ._options import positive_int
+from ._options import amount, positive_int, stamped_bytes
 
 if TYPE_CHECKING:
     from ..bench.report import Report
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--seed", type=int, default=0, help="of the chats (default: %(default)s)")
     work.add_argument(
         "--block-bytes",
-        type=positive_int,
+        type=stamped_bytes,
         metavar="B",
         help="default: 368640 (16 tokens of a small model), 65536 for a trace",
     )
@@ -54,14 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dir", type=Path, help="keep the blocks there (default: a temporary directory here, removed at the end)"
     )
     store.add_argument("--engine", choices=("auto", "psync", "aio", "uring"), help="default: auto")
-    store.add_argument("--capacity-gb", type=float, metavar="GB", help="cap of the store on disk (default: none)")
+    store.add_argument("--capacity-gb", type=amount, metavar="GB", help="cap of the store on disk (default: none)")
     how = parser.add_argument_group("how it is asked")
     how.add_argument(
         "--concurrency", type=positive_int, default=4, metavar="N", help="requests in flight (default: %(default)s)"
     )
     how.add_argument(
         "--timeout-ms",
-        type=float,
+        type=amount,
         default=1000.0,
         metavar="MS",
         help="deadline of a load, 0: none (default: %(default)g)",
@@ -185,7 +185,8 @@ def _engine_names(pipeline: Any) -> str:
     while todo:
         for key, value in todo.pop().items():
             if key == "engine" and isinstance(value, Mapping) and "name" in value:
-                found.append(str(value["name"]))
+                # "auto" names the ring that it found; it uses threads for a few requests.
+                found.append(f"{value['name']} ({value['ring']}, psync)" if "ring" in value else str(value["name"]))
             elif isinstance(value, Mapping):
                 todo.append(value)
     return ", ".join(sorted(set(found))) or "none"

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ...types import U8
-from ..blocks import BlockMaker
 from ..measure import Contestant, Finding, Sample, alternate
-from ..memory import huge_rows
-from ..setting import Setting, Shape, dump_once, numbered_ids
+from ..setting import Setting, Shape, dump_once, numbered_ids, prepare_blocks
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["measure"]
 
 _GOAL: Final = 0.9
+_CONTESTANTS: Final = 3
 _GOAL_BLOCK_BYTES: Final = 1 << 20  # the promise is made of blocks of this size and above
 
 
@@ -28,10 +27,8 @@ async def measure(setting: Setting) -> list[Finding]:
 
 
 async def _measure_shape(setting: Setting, shape: Shape) -> list[Finding]:
-    memory = await asyncio.to_thread(huge_rows, shape.blocks, shape.block_bytes)
-    await asyncio.to_thread(BlockMaker(shape.block_bytes).make, numbered_ids(0, shape.blocks), memory)
-    contestants_max = 3
-    need = contestants_max * (setting.rounds + 1) * shape.total_bytes
+    memory = await prepare_blocks(numbered_ids(0, shape.blocks), shape.block_bytes)
+    need = _CONTESTANTS * (setting.rounds + 1) * shape.total_bytes
     async with (
         setting.folder(f"dump-{shape.block_bytes}", need) as folder,
         setting.open_store(folder / "store", shape.block_bytes) as store,
@@ -71,7 +68,7 @@ def _creator(setting: Setting, shape: Shape, folder: Path) -> Contestant:
         assert setting.creator is not None
         # Nothing is deleted between rounds: creating right after many deletes is slow on ext4 (see places).
         target = folder / f"files{round_number}"
-        target.mkdir()
+        await asyncio.to_thread(target.mkdir)
         return await setting.creator.create(target, shape.block_bytes, shape.blocks, threads=setting.create_threads)
 
     return create

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ...types import U8
-from ..blocks import BlockMaker
 from ..measure import Finding, Spread, percentiles
-from ..memory import huge_rows
-from ..setting import BenchError, Setting, numbered_ids, require_ok
+from ..setting import BenchError, Setting, numbered_ids, prepare_blocks, require_ok
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -29,15 +27,16 @@ _NAMES: Final = ("registered", "unregistered", "preadv")
 async def measure(setting: Setting) -> list[Finding]:
     """Load block after block, each of them also with ``preadv``, the order changing."""
     ids = numbered_ids(0, _BLOCKS)
-    memory = await asyncio.to_thread(huge_rows, _BLOCKS, _BLOCK_BYTES)
+    memory = await prepare_blocks(ids, _BLOCK_BYTES)
     rounds: list[dict[str, list[float]]] = []
-    async with setting.folder("latency", 2 * _BLOCKS * _BLOCK_BYTES) as folder:
-        await asyncio.to_thread(BlockMaker(_BLOCK_BYTES).make, ids, memory)
-        async with setting.open_store(folder, _BLOCK_BYTES) as store:
-            require_ok("dump", [await store.dump(ids, None, memory, durability="synced")])
-            with ExitStack() as opened:
-                fds = _open_files(setting, folder, ids, opened)
-                rounds = [await _round(store, ids, memory, fds) for _ in range(setting.rounds + 1)][1:]
+    async with (
+        setting.folder("latency", 2 * _BLOCKS * _BLOCK_BYTES) as folder,
+        setting.open_store(folder, _BLOCK_BYTES) as store,
+    ):
+        require_ok("dump", [await store.dump(ids, None, memory, durability="synced")])
+        with ExitStack() as opened:
+            fds = await asyncio.to_thread(_open_files, setting, folder, ids, opened)
+            rounds = [await _round(store, ids, memory, fds) for _ in range(setting.rounds + 1)][1:]
     return [_finding(name, rounds) for name in _NAMES[:2]]
 
 
@@ -92,5 +91,5 @@ def _finding(name: str, rounds: list[dict[str, list[float]]]) -> Finding:
         which: {key: round(us, 1) for key, us in percentiles([us for one in rounds for us in one[which]]).items()}
         for which in (name, "preadv")
     }
-    what = f"one 64 KiB load, {name}: p50 later than preadv by"
-    return Finding("latency", what, later, "µs", goal=("<=", _GOAL_US), detail=detail)
+    what = f"one 64 KiB load, {name}: p50"
+    return Finding("latency", what, later, "µs after preadv", goal=("<=", _GOAL_US), detail=detail)

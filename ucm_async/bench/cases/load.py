@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 from ...engines.requests import OP_CHECKSUM, OP_COPY, new_requests
 from ...native import NATIVE, execute
 from ...types import U8
-from ..blocks import BlockMaker
+from ..blocks import verify
 from ..measure import Contestant, Finding, Measured, Sample, Spread, alternate, stopwatch
 from ..memory import huge_rows
-from ..setting import BenchError, Setting, Shape, load_once, numbered_ids, require_ok, write_files
+from ..setting import BenchError, Setting, Shape, load_once, numbered_ids, prepare_blocks, require_ok, write_files
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -35,23 +35,24 @@ async def measure(setting: Setting) -> list[Finding]:
 
 async def _measure_shape(setting: Setting, shape: Shape) -> list[Finding]:
     ids = numbered_ids(0, shape.blocks)
-    maker = BlockMaker(shape.block_bytes)
-    memories = {name: await asyncio.to_thread(huge_rows, shape.blocks, shape.block_bytes) for name in _GOALS}
+    memories = {name: await prepare_blocks(ids, shape.block_bytes) for name in _GOALS}
     async with setting.folder(f"load-{shape.block_bytes}", 2 * shape.total_bytes) as folder:
         source = memories["registered"]
-        await asyncio.to_thread(maker.make, ids, source)
         await asyncio.to_thread(write_files, folder / "files", source, direct=setting.direct)
         costs = await asyncio.to_thread(_costs_us, source, memories["unregistered"])
         async with setting.open_store(folder / "store", shape.block_bytes) as store:
             require_ok("dump", [await store.dump(ids, None, source, durability="synced")])
             for memory in memories.values():
                 memory.fill(0)
-            with ExitStack() as opened:
+            opened = ExitStack()
+            try:
                 contestants = _stores(setting, store, ids, memories)
-                contestants |= _references(setting, shape, folder / "files", opened)
+                contestants |= await asyncio.to_thread(_references, setting, shape, folder / "files", opened)
                 measured = await alternate(contestants, setting.rounds)
+            finally:
+                await asyncio.to_thread(opened.close)
         for name, memory in memories.items():
-            if (await asyncio.to_thread(maker.wrong_bytes, memory, ids)).any():
+            if not (await asyncio.to_thread(verify, memory, ids)).all():
                 raise BenchError(f"load into {name} memory: wrong bytes")
     return _findings(shape, measured, costs)
 

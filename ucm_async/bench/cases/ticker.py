@@ -9,10 +9,8 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
 from ...types import U8
-from ..blocks import BlockMaker
 from ..measure import Finding, Spread, percentiles
-from ..memory import huge_rows
-from ..setting import Setting, numbered_ids, require_ok
+from ..setting import Setting, numbered_ids, prepare_blocks, require_ok
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["measure"]
 
 _BLOCK_BYTES: Final = 1 << 20
-_BLOCKS: Final = 1024
 _CALL_BLOCKS: Final = 256
 _PERIOD_S: Final = 0.001
 _IDLE_S: Final = 1.0
@@ -30,19 +27,18 @@ _GOAL_MS: Final = 5.0
 
 async def measure(setting: Setting) -> list[Finding]:
     """Tick on an idle loop, then while loads and dumps run side by side."""
-    stored = numbered_ids(0, _BLOCKS)
-    need = (setting.rounds + 1) * _BLOCKS * _BLOCK_BYTES
+    blocks = setting.busy_blocks
+    stored = numbered_ids(0, blocks)
+    need = (setting.rounds + 1) * blocks * _BLOCK_BYTES
     async with setting.folder("ticker", need) as folder:
-        memory = await asyncio.to_thread(huge_rows, 2 * _CALL_BLOCKS, _BLOCK_BYTES)
-        into, out_of = memory[:_CALL_BLOCKS], memory[_CALL_BLOCKS:]
-        await asyncio.to_thread(BlockMaker(_BLOCK_BYTES).make, stored[:_CALL_BLOCKS], out_of)
+        into, out_of = [await prepare_blocks(stored[:_CALL_BLOCKS], _BLOCK_BYTES) for _ in range(2)]
         async with setting.open_store(folder, _BLOCK_BYTES) as store:
             await _dump(store, stored, out_of)
             async with _ticking() as idle:
                 await asyncio.sleep(_IDLE_S)
             rounds = []
             for number in range(setting.rounds):
-                fresh = numbered_ids((number + 1) * _BLOCKS, _BLOCKS)
+                fresh = numbered_ids((number + 1) * blocks, blocks)
                 async with _ticking() as late:
                     await asyncio.gather(_load(store, stored, into), _dump(store, fresh, out_of))
                 rounds.append(late)
@@ -90,9 +86,11 @@ async def _tick(late_ms: list[float]) -> None:
 
 async def _load(store: Store, ids: U8, memory: U8) -> None:
     for start in range(0, len(ids), _CALL_BLOCKS):
-        require_ok("load", [await store.load(ids[start : start + _CALL_BLOCKS], None, memory)])
+        part = ids[start : start + _CALL_BLOCKS]
+        require_ok("load", [await store.load(part, None, memory[: len(part)])])
 
 
 async def _dump(store: Store, ids: U8, memory: U8) -> None:
     for start in range(0, len(ids), _CALL_BLOCKS):
-        require_ok("dump", [await store.dump(ids[start : start + _CALL_BLOCKS], None, memory)])
+        part = ids[start : start + _CALL_BLOCKS]
+        require_ok("dump", [await store.dump(part, None, memory[: len(part)])])
