@@ -7,16 +7,14 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
-from blockbuster import BlockBuster, BlockBusterFunction
+from blockbuster import BlockBuster
 from hypothesis import settings
+
+from ucm_async.testing.blocking_calls import make_guard
 
 # A slow machine is no failure of ours: no deadline an example.
 settings.register_profile("suite", deadline=None, print_blob=True)
 settings.load_profile("suite")
-
-PACKAGE = "ucm_async"
-SUITES = "ucm_async.testing"
-OS_FUNCTIONS = ("open", "pread", "preadv", "pwrite", "pwritev", "readv", "writev", "fsync", "fdatasync", "ftruncate")
 
 
 def pytest_asyncio_loop_factories(
@@ -33,14 +31,8 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(scope="session")
 def blockbuster() -> BlockBuster:
-    """The guard, with the calls that a store would use in addition to those it knows."""
-    # The suites of `testing` are tests themselves, which may write files; what they call is still watched.
-    excluded = [SUITES] if importlib.util.find_spec(SUITES) else []
-    guard = BlockBuster(PACKAGE, excluded_modules=excluded)
-    for name in OS_FUNCTIONS:
-        full_name = f"os.{name}"
-        function = BlockBusterFunction(None, full_name, scanned_modules=PACKAGE, excluded_modules=excluded)
-        guard.functions.setdefault(full_name, function)
+    """The guard. The suites of `testing` are tests themselves, which may write files; what they call is watched."""
+    guard = make_guard("ucm_async", ["ucm_async.testing"])
     # `open_store("store.toml")` reads one small file, once, before there is a store that could be late.
     guard.functions["io.TextIOWrapper.read"].can_block_in("ucm_async/_config_sources.py", "_read_file")
     return guard
