@@ -178,8 +178,8 @@ async def dump_once(setting: Setting, store: Store, ids: U8, memory: U8) -> Samp
 def require_ok(verb: str, results: Sequence[TaskResult]) -> None:
     """Raise BenchError if a row of `results` failed, telling why the first did."""
     for result in results:
-        for row, error in result.failures.items():
-            raise BenchError(f"{verb}: {len(result.failures)} rows failed, the first: row {row}: {error}")
+        for error in result.failures.values():
+            raise BenchError(f"{verb}: {len(result.failures)} rows failed; the first, {error}")
 
 
 async def prepare_blocks(ids: U8, block_bytes: int) -> U8:

@@ -20,6 +20,8 @@ __all__ = ["print_findings", "print_replay"]
 def print_replay(report: Report, setting: Mapping[str, Any]) -> None:
     """Print what a replay did; `setting` has what is known of engine, loop, pipeline, block_bytes and problems."""
     console = _console()
+    about = [f"{name} {setting[name]}" for name in ("pipeline", "engine", "loop") if name in setting]
+    console.print(f"replay: {', '.join(about)}", highlight=False)
     console.print(_summary(report, setting))
     console.print(_flows(report))
     for problem in setting.get("problems", ()):
@@ -33,8 +35,7 @@ def _console() -> Console:
 
 
 def _summary(report: Report, setting: Mapping[str, Any]) -> Table:
-    about = [f"{name} {setting[name]}" for name in ("pipeline", "engine", "loop") if name in setting]
-    table = Table("", "", title=f"replay ({', '.join(about)})", title_justify="left", show_header=False)
+    table = Table("", "", show_header=False)
     table.add_row("requests", f"{report.requests:,}")
     block = f" of {setting['block_bytes']:,} bytes" if "block_bytes" in setting else ""
     table.add_row("blocks asked", f"{report.blocks_asked:,}{block}")
@@ -65,8 +66,8 @@ def _cells(flow: Flow) -> list[str]:
 def print_findings(findings: Sequence[Finding], setting: Mapping[str, Any]) -> None:
     """Print the findings of a benchmark; `setting` says on what they were made."""
     console = _console()
-    title = "bench engine (" + ", ".join(f"{name} {value}" for name, value in setting.items()) + ")"
-    table = Table("case", "what", "measured", "compared with", "ratio", "goal", "", title=title, title_justify="left")
+    console.print("bench engine: " + ", ".join(f"{name} {value}" for name, value in setting.items()), highlight=False)
+    table = Table("case", "what", "measured", "compared with", "ratio", "goal", "met")
     for one in findings:
         reference = (
             f"{one.reference} {_spread(one.reference_value)} {one.unit}" if one.reference_value else one.reference

@@ -168,7 +168,7 @@ class MultiTurn:
     """
 
     seed: int = 0
-    requests: int = 400
+    requests: int = 800
     users: int = 64
     zipf: float = 0.8
     system_prompts: int = 4

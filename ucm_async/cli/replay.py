@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Mooncake-format trace, JSON lines (default: seeded multi-turn chats)",
     )
     work.add_argument(
-        "--requests", type=positive_int, metavar="N", help="serve the first N (default: 400, or the whole trace)"
+        "--requests", type=positive_int, metavar="N", help="serve the first N (default: 800, or the whole trace)"
     )
     work.add_argument("--seed", type=int, default=0, help="of the chats (default: %(default)s)")
     work.add_argument(
@@ -171,7 +171,9 @@ def _progress(args: argparse.Namespace) -> Iterator[Callable[[], None]]:
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
-    total = args.requests or (400 if args.trace is None else None)
+    from ..bench.workloads import MultiTurn  # noqa: PLC0415
+
+    total = args.requests or (MultiTurn().requests if args.trace is None else None)
     columns = (TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("replay", total=total)
