@@ -26,6 +26,7 @@ enum { SECTOR_BYTES = 512 };
 struct job {
     int fd;            /* of the last OP_OPEN, or a negative errno for those that are linked to it */
     int64_t previous;  /* result of the request before */
+    bool well;         /* all requests so far did what they should */
 };
 
 /* -errno of a failed system call, its value otherwise. */
@@ -302,6 +303,9 @@ static int64_t perform_one(const struct request *request, struct job *job)
     if (opcode == OP_COPY || opcode == OP_CHECKSUM) {
         return perform_memory(request, job);
     }
+    if (opcode == OP_NOP) {
+        return 0;
+    }
     bool linked = request->opcode & FLAG_LINK;
     if (linked && job->fd < 0) {
         return job->fd;
@@ -316,11 +320,35 @@ static int64_t perform_one(const struct request *request, struct job *job)
     return result;
 }
 
+/* The bytes that a data request is to move. */
+static uint64_t wanted_bytes(const struct request *request, uint32_t opcode)
+{
+    if (opcode == OP_READ || opcode == OP_WRITE) {
+        return request->length;
+    }
+    const struct iovec *vectors = pointer_to(request->address);
+    uint64_t total = 0;
+    for (size_t i = 0; i < request->length; i++) {
+        total += vectors[i].iov_len;
+    }
+    return total;
+}
+
+static bool went_well(const struct request *request, int64_t result)
+{
+    uint32_t opcode = request->opcode & OP_MASK;
+    bool data = opcode >= OP_READ && opcode <= OP_WRITEV;
+    return result >= 0 && (!data || (uint64_t)result == wanted_bytes(request, opcode));
+}
+
 void perform(struct request *requests, size_t count)
 {
-    struct job job = {.fd = -EBADF, .previous = PENDING_RESULT};
+    struct job job = {.fd = -EBADF, .previous = PENDING_RESULT, .well = true};
     for (size_t i = 0; i < count; i++) {
-        job.previous = perform_one(&requests[i], &job);
-        request_publish(&requests[i], job.previous);
+        struct request *request = &requests[i];
+        bool skipped = (request->opcode & FLAG_IF_WELL) && !job.well;
+        job.previous = skipped ? -ECANCELED : perform_one(request, &job);
+        job.well = job.well && went_well(request, job.previous);
+        request_publish(request, job.previous);
     }
 }

@@ -25,6 +25,7 @@ _Static_assert(offsetof(struct request, gate) == 32, "REQUEST.gate");
 _Static_assert(offsetof(struct request, result) == 40, "REQUEST.result");
 
 enum {
+    OP_NOP = 0,
     OP_READ = 1,
     OP_WRITE = 2,
     OP_READV = 3,
@@ -46,7 +47,8 @@ enum {
 #define FLAG_LINK 0x100u
 #define FLAG_CHAIN 0x200u
 #define FLAG_CACHED 0x400u
-#define FLAG_ALL (FLAG_LINK | FLAG_CHAIN | FLAG_CACHED)
+#define FLAG_IF_WELL 0x800u
+#define FLAG_ALL (FLAG_LINK | FLAG_CHAIN | FLAG_CACHED | FLAG_IF_WELL)
 
 #define PENDING_RESULT INT64_MIN
 #define IOVECS_MAX 1024u /* the kernel's UIO_MAXIOV */

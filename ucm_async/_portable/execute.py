@@ -17,7 +17,7 @@ from .memory import Data, iovecs_of, path_of, requests_of, view_of
 PIECE_BYTES: Final = 64 << 10  # a gate is left and entered again after as much
 AT_REMOVEDIR: Final = 0x200
 CANCELED: Final = -errno.ECANCELED
-FLAGS: Final = op.FLAG_LINK | op.FLAG_CHAIN | op.FLAG_CACHED
+FLAGS: Final = op.FLAG_LINK | op.FLAG_CHAIN | op.FLAG_CACHED | op.FLAG_IF_WELL
 
 Row = tuple[int, int, int, int, int, int, int]
 """A request as Python numbers: opcode, fd, offset, address, length, gate, result."""
@@ -34,6 +34,7 @@ class _Job:
     def __init__(self) -> None:
         self.descriptor = -errno.EBADF  # of the last OP_OPEN, or what its links end with
         self.previous = op.PENDING_RESULT  # result of the request before
+        self.well = True  # all requests so far did what they should
 
 
 def run(batch: op.Requests) -> None:
@@ -41,8 +42,20 @@ def run(batch: op.Requests) -> None:
     results = batch["result"]
     job = _Job()
     for i, row in enumerate(batch.tolist()):
-        job.previous = _run_one(row, job)
+        skipped = row[0] & op.FLAG_IF_WELL and not job.well
+        job.previous = CANCELED if skipped else _run_one(row, job)
+        job.well = job.well and _went_well(row, job.previous)
         results[i] = job.previous
+
+
+def _went_well(row: Row, result: int) -> bool:
+    opcode, _, _, address, length, _, _ = row
+    code = opcode & op.OP_MASK
+    if code in (op.OP_READ, op.OP_WRITE):
+        return result == length
+    if code in (op.OP_READV, op.OP_WRITEV):
+        return result == sum(map(len, iovecs_of(address, length)))
+    return result >= 0
 
 
 def _run_one(row: Row, job: _Job) -> int:
@@ -55,6 +68,8 @@ def _run_one(row: Row, job: _Job) -> int:
         if start < 0:
             return -errno.EINVAL if start == op.PENDING_RESULT else CANCELED
         return _copy(address, offset if code == op.OP_COPY else 0, length, gate, start)
+    if code == op.OP_NOP:
+        return 0
     linked = bool(opcode & op.FLAG_LINK)
     if linked and job.descriptor < 0:
         return job.descriptor

@@ -33,6 +33,7 @@ Requests: TypeAlias = npt.NDArray[Any]
 PENDING_RESULT: Final = -(2**63)
 """`result` of a request that has not finished. Set by ``submit``."""
 
+OP_NOP: Final = 0  # nothing; pads a chain -> 0
 # Data. These four are what a data engine (psync, aio, uring) takes.
 OP_READ: Final = 1  # pread(fd, address, length, offset) -> bytes; whole, or short only at the end of the file
 OP_WRITE: Final = 2  # pwrite(fd, address, length, offset) -> bytes, whole
@@ -55,6 +56,7 @@ OP_CHECKSUM: Final = 17  # checksum of length bytes at address
 FLAG_LINK: Final = 0x100  # use the descriptor of the last OP_OPEN before it in the job; -ECANCELED if that failed
 FLAG_CHAIN: Final = 0x200  # the checksum goes on from the result of the request before it
 FLAG_CACHED: Final = 0x400  # OP_OPEN only if no disk is needed (RESOLVE_CACHED); -EAGAIN if it is
+FLAG_IF_WELL: Final = 0x800  # only if all before it in the chain went well: data whole, the rest >= 0; else -ECANCELED
 
 RENAME_NOREPLACE: Final = 1
 OP_MASK: Final = 0xFF

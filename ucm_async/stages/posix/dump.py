@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ...abc import Batch
 from ...engines import requests as rq
@@ -14,11 +15,12 @@ from ...errors import BackendIOError, NoSpaceError, StoreError
 from ...native import execute
 from ...tasks import cut_row
 from ...types import I64, U8, U64, Bools, Status
+from .chains import ChainTable, addresses_of, copy_requests, rank_in_group
 from .files import BlockFiles
 from .header import CHECKSUM_FROM, pack_headers, seal_headers
 from .known import KnownBlocks
 from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, can_go_direct, copy_rows, run_copies, shard_sums, status_of_errno
+from .transfer import DIRECT_ALIGN, Transfer, can_go_direct, run_copies, status_of_errno
 from .writes import BlockWrite, BlockWrites
 
 __all__ = ["Dumper"]
@@ -35,12 +37,16 @@ class _Writing:
     ----------
     rows
         int64 (n,): rows of the batch; `group` (n,) says which block each belongs to.
-    ids, backend, slots, fds
+    ids, backend, slots
         By group.
     writes, wanted
         By group: the block's state, and the shards claimed of it, a bit set.
     completes
         Bool (g,): the block is whole once these shards are in.
+    commits
+        By group: what the rename returned.
+    direct
+        True if the kernel reads the caller's memory itself.
     failed
         By group: the errno that ended it, 0 as long as all is well, `GATE_CLOSED` if its task settled before the
         bytes were taken.
@@ -56,13 +62,8 @@ class _Writing:
     completes: Bools
     failed: I64
     slots: I64 = field(default_factory=lambda: _NONE)
-    fds: I64 = field(default_factory=lambda: _NONE)
-    scattered: bool = False
-    vectors: object = None
-
-    def fine(self) -> I64:
-        """Return the groups that nothing has happened to."""
-        return np.flatnonzero(self.failed == 0)
+    commits: I64 = field(default_factory=lambda: _NONE)
+    direct: bool = False
 
 
 class Dumper:
@@ -176,30 +177,33 @@ class Dumper:
         try:
             await self._stage(writing)
             self._write_headers(writing)
-            await self._open(writing)
             await self._move(writing)
         finally:
             arena.release(writing.slots)
-        await self._commit(writing)
+        await self._finish_commits(writing)
 
     async def _stage(self, writing: _Writing) -> None:
         """Take the bytes out of the caller's memory, or only their checksums where the kernel may read it itself."""
         batch, rows = writing.batch, writing.rows
-        writing.scattered = batch.direct and can_go_direct(batch.addresses[rows], batch.piece_sizes)
+        pieces = batch.addresses[rows]
+        writing.direct = batch.direct and can_go_direct(pieces, batch.piece_sizes)
         cuts = cut_row(tuple(batch.piece_sizes.tolist()), self._layout.shard_size)
-        offset = self._layout.row_ranges(batch.shards[rows])[0].astype(np.uint64)
-        copies = copy_rows(
-            rq.OP_CHECKSUM if writing.scattered else rq.OP_COPY,
+        start = self._layout.row_ranges(batch.shards[rows])[0]
+        copies = copy_requests(
+            rq.OP_CHECKSUM if writing.direct else rq.OP_COPY,
             cuts,
-            slots=self.transfer.arena.address(writing.slots)[writing.group] + offset,
-            pieces=batch.addresses[rows],
+            slots=self.transfer.arena.address(writing.slots)[writing.group] + start.astype(np.uint64),
+            pieces=pieces,
             gates=batch.gates[rows],
             to_slots=True,
         )
-        await run_copies(copies, self.transfer.pool, len(cuts))
-        sums, whole = shard_sums(copies, len(rows), cuts)
-        writing.failed[np.unique(writing.group[~whole])] = GATE_CLOSED
-        at = np.maximum(batch.shards[rows], 0)
+        await run_copies(copies.reshape(-1), self.transfer.pool, len(cuts))
+        results = copies["result"]
+        let_in = (results >= 0).all(axis=1)
+        if not let_in.all():
+            writing.failed[writing.group[~let_in]] = GATE_CLOSED
+        sums = results[:, cuts.last].astype(np.uint32)
+        at = np.maximum(batch.shards[rows], 0).tolist()
         for row, group in enumerate(writing.group.tolist()):
             writing.writes[group].checksums[at[row] : at[row] + sums.shape[1]] = sums[row]
 
@@ -212,7 +216,7 @@ class Dumper:
         headers = pack_headers(writing.ids[whole], self._namespace, self._layout.shard_size, checksums)
         requests = rq.new_requests(len(whole))
         requests["opcode"] = rq.OP_CHECKSUM
-        requests["address"] = headers.ctypes.data + CHECKSUM_FROM + np.arange(len(whole)) * headers.strides[0]
+        requests["address"] = addresses_of(headers) + np.uint64(CHECKSUM_FROM)
         requests["length"] = headers.shape[1] - CHECKSUM_FROM
         execute(requests)
         seal_headers(headers, requests["result"].astype(np.uint32))
@@ -220,36 +224,50 @@ class Dumper:
         slots[writing.slots[whole], : headers.shape[1]] = headers
         slots[writing.slots[whole], headers.shape[1] : self._layout.header_bytes] = 0
 
-    async def _open(self, writing: _Writing) -> None:
-        writing.fds = np.full(len(writing.ids), -1, dtype=np.int64)
-        fine = writing.fine()
+    async def _move(self, writing: _Writing) -> None:
+        """Run a chain for each block: open, write, and, if it becomes whole, sync if asked to, close and commit."""
+        fine = np.flatnonzero(writing.failed == 0)
+        if not len(fine):
+            return
+        writes, owner, wanted, vectors = self._plan_direct(writing) if writing.direct else self._plan_slots(writing)
+        place, width = rank_in_group(np.searchsorted(fine, owner), len(fine))
+        owner = np.searchsorted(fine, owner)
+        chains = ChainTable(len(fine), width + 4)
+        table = chains.table
+        ids, backend, completes = writing.ids[fine], writing.backend[fine], writing.completes[fine]
         # A shard that is no whole number of pages cannot be written alone with O_DIRECT.
         aligned = self._layout.shard_size % DIRECT_ALIGN == 0
         direct = np.array([aligned or writing.wanted[g] == self._writes.full for g in fine.tolist()], dtype=np.bool_)
-        reserve = self._layout.file_bytes if self.transfer.engine.name == "aio" else 0
-        fds = await self._files.open_to_write(
-            writing.ids[fine], writing.backend[fine], self.transfer.pool, direct=direct, reserve=reserve
-        )
-        writing.fds[fine] = np.where(fds < 0, -1, fds)
-        writing.failed[fine] = np.where(fds < 0, -fds, 0)
-
-    async def _move(self, writing: _Writing) -> None:
-        """Write the shards, and the headers of blocks that become whole."""
-        requests, owner, wanted = self._plan_scattered(writing) if writing.scattered else self._plan_slots(writing)
-        if not len(requests):
-            return
-        await self.transfer.engine.submit(requests)
+        chains.keep += (vectors, self._files.put_open_to_write(table[:, 0], ids, backend, direct))
+        writes["opcode"] |= rq.FLAG_LINK
+        table[owner, 1 + place] = writes
+        if writing.batch.durability == "synced":
+            table["opcode"][:, -3] = rq.OP_FDATASYNC | rq.FLAG_LINK | rq.FLAG_IF_WELL
+        table["opcode"][:, -2] = rq.OP_CLOSE | rq.FLAG_LINK
+        chains.keep.append(self._files.put_commit(table[:, -1], ids, backend))
+        table["opcode"][~completes, -1] = rq.OP_NOP
+        await self.transfer.engine.submit(table.reshape(-1), chains.steps)
         counts = self.transfer.counts
         counts["rows"] += len(writing.rows)
-        counts["writes"] += len(requests)
+        counts["writes"] += len(writes)
         counts["bytes"] += int(wanted.sum())
-        results = requests["result"]
-        for i in np.flatnonzero(results != wanted).tolist():
-            # A write that came back short without an error met the end of the space.
-            writing.failed[owner[i]] = -int(results[i]) if results[i] < 0 else errno.ENOSPC
-            counts["write_errors"] += 1
+        lengths = np.zeros((len(fine), width), dtype=np.int64)
+        lengths[owner, place] = wanted
+        self._judge(writing, fine, table["result"], lengths)
 
-    def _plan_slots(self, writing: _Writing) -> tuple[rq.Requests, I64, I64]:
+    def _judge(self, writing: _Writing, fine: I64, results: npt.NDArray[np.int64], wanted: I64) -> None:
+        """Read off what became of each chain."""
+        writing.commits = np.zeros(len(writing.ids), dtype=np.int64)
+        writing.commits[fine] = results[:, -1]
+        moved = results[:, 1:-3]
+        well = (results[:, 0] >= 0) & (moved == wanted).all(axis=1) & (results[:, -3] >= 0)
+        for i in np.flatnonzero(~well).tolist():
+            errors = [number for number in results[i, :-2].tolist() if number < 0 and number != -errno.ECANCELED]
+            # A write that came back short without an error met the end of the space.
+            writing.failed[fine[i]] = -errors[0] if errors else errno.ENOSPC
+            self.transfer.counts["write_errors"] += 1
+
+    def _plan_slots(self, writing: _Writing) -> tuple[rq.Requests, I64, I64, object]:
         layout = self._layout
         keep = writing.failed[writing.group] == 0
         start, stop = layout.row_ranges(writing.batch.shards[writing.rows[keep]])
@@ -263,20 +281,19 @@ class Dumper:
             np.concatenate((np.full(len(heads), layout.header_bytes), stop)),
             gap=0,
         )
-        requests = rq.new_requests(len(owner))
-        requests["opcode"] = rq.OP_WRITE
-        requests["fd"] = writing.fds[owner]
-        requests["offset"] = start
-        requests["address"] = self.transfer.arena.address(writing.slots[owner]) + start.astype(np.uint64)
-        requests["length"] = stop - start
-        return requests, owner, stop - start
+        writes = rq.new_requests(len(owner))
+        writes["opcode"] = rq.OP_WRITE
+        writes["offset"] = start
+        writes["address"] = self.transfer.arena.address(writing.slots[owner]) + start.astype(np.uint64)
+        writes["length"] = stop - start
+        return writes, owner, stop - start, None
 
-    def _plan_scattered(self, writing: _Writing) -> tuple[rq.Requests, I64, I64]:
+    def _plan_direct(self, writing: _Writing) -> tuple[rq.Requests, I64, I64, object]:
         """One vectored write a row; the header goes along with the block's first shard, or alone."""
         batch, layout = writing.batch, self._layout
         keep = writing.failed[writing.group] == 0
         rows, group = writing.rows[keep], writing.group[keep]
-        start, _ = layout.row_ranges(batch.shards[rows])
+        start, stop = layout.row_ranges(batch.shards[rows])
         beside = (start == layout.header_bytes) & writing.completes[group]
         k = len(batch.piece_sizes)
         bases = self.transfer.arena.address(writing.slots)
@@ -286,65 +303,58 @@ class Dumper:
         vectors["address"][:, 1:] = batch.addresses[rows]
         vectors["length"][:, 1:] = batch.piece_sizes
         alone = np.setdiff1d(np.flatnonzero(writing.completes & (writing.failed == 0)), group[beside])
-        requests = rq.new_requests(len(rows) + len(alone))
-        skip = np.where(beside, 0, 1)
-        requests["opcode"][: len(rows)] = rq.OP_WRITEV
-        requests["fd"][: len(rows)] = writing.fds[group]
-        requests["offset"][: len(rows)] = np.where(beside, 0, start)
-        step = vectors.strides[0]
-        address = vectors.ctypes.data + np.arange(len(rows)) * step + skip * rq.IOVEC.itemsize
-        requests["address"][: len(rows)] = address
-        requests["length"][: len(rows)] = k + 1 - skip
-        requests["opcode"][len(rows) :] = rq.OP_WRITE
-        requests["fd"][len(rows) :] = writing.fds[alone]
-        requests["address"][len(rows) :] = bases[alone]
-        requests["length"][len(rows) :] = layout.header_bytes
-        writing.vectors = vectors
-        row_bytes = int(batch.piece_sizes.sum())
-        sizes = row_bytes + np.where(beside, layout.header_bytes, 0)
-        return (
-            requests,
-            np.concatenate((group, alone)),
-            np.concatenate((sizes, np.full(len(alone), layout.header_bytes))),
-        )
+        writes = rq.new_requests(len(rows) + len(alone))
+        of_rows, of_heads = writes[: len(rows)], writes[len(rows) :]
+        of_rows["opcode"] = rq.OP_WRITEV
+        of_rows["offset"] = np.where(beside, 0, start)
+        of_rows["address"] = addresses_of(vectors) + np.where(beside, 0, rq.IOVEC.itemsize).astype(np.uint64)
+        of_rows["length"] = np.where(beside, k + 1, k)
+        of_heads["opcode"] = rq.OP_WRITE
+        of_heads["address"] = bases[alone]
+        of_heads["length"] = layout.header_bytes
+        wanted = stop - start + np.where(beside, layout.header_bytes, 0)
+        owner = np.concatenate((group, alone))
+        wanted = np.concatenate((wanted, np.full(len(alone), layout.header_bytes)))
+        order = np.argsort(owner, kind="stable")
+        return writes[order], owner[order], wanted[order], vectors
 
-    async def _commit(self, writing: _Writing) -> None:
-        """Give whole blocks their names."""
+    async def _finish_commits(self, writing: _Writing) -> None:
+        """See to the commits that were not plain renames: a directory to be made, another writer that was first."""
         whole = np.flatnonzero(writing.completes & (writing.failed == 0))
         if not len(whole):
             return
-        ids, backend = writing.ids[whole], writing.backend[whole]
-        sync = writing.batch.durability == "synced"
-        fds, writing.fds[whole] = writing.fds[whole].copy(), -1
-        result = await self._files.commit(ids, backend, fds, self.transfer.pool, sync=sync)
+        ids, backend, result = writing.ids[whole], writing.backend[whole], writing.commits[whole]
+        pool, counts = self.transfer.pool, self.transfer.counts
+        homeless = result == -errno.ENOENT
+        if homeless.any():
+            result[homeless] = await self._files.commit_in_new_homes(ids[homeless], backend[homeless], pool)
         lost = result == -errno.EEXIST  # another writer committed the block meanwhile; its copy is as good
         if lost.any():
-            none = np.full(int(lost.sum()), -1, dtype=np.int64)
-            await self._files.abandon(ids[lost], backend[lost], none, self.transfer.pool, unlink=True)
-            self.transfer.counts["commits_lost"] += int(lost.sum())
-        self._known.add(ids[(result == 0) | lost])
+            await self._files.unlink_own(ids[lost], backend[lost], pool)
+            counts["commits_lost"] += int(lost.sum())
+        done = result == 0
+        if writing.batch.durability == "synced":
+            await self._files.sync_directories(ids[done], backend[done], pool)
+        self._known.add(ids[done | lost])
         writing.failed[whole] = np.where(lost, 0, -result)
-        self.transfer.counts["commits"] += int((result == 0).sum())
+        counts["commits"] += int(done.sum())
 
     # ---- the end
 
     async def _settle(self, writing: _Writing) -> None:
-        """Give the claims back, close what is open, report."""
-        open_fds = writing.fds if len(writing.fds) else np.full(len(writing.ids), -1, dtype=np.int64)
-        fine = writing.failed == 0
+        """Give the claims back, remove files that hold nothing, report."""
         for g, write in enumerate(writing.writes):
-            if not fine[g]:
+            if writing.failed[g]:
                 self._writes.failed(write, writing.wanted[g], file_lost=bool(writing.completes[g]))
-        gone = ~fine & np.array([write.done == 0 for write in writing.writes])
-        for which, unlink in ((gone, True), (~gone & (open_fds >= 0), False)):
-            if which.any():
-                await self._files.abandon(
-                    writing.ids[which], writing.backend[which], open_fds[which], self.transfer.pool, unlink=unlink
-                )
+        empty = (writing.failed != 0) & np.array([write.done == 0 for write in writing.writes])
+        if empty.any():
+            await self._files.unlink_own(writing.ids[empty], writing.backend[empty], self.transfer.pool)
         for g, write in enumerate(writing.writes):
-            if fine[g] and writing.completes[g]:
+            if writing.failed[g]:
+                continue
+            if writing.completes[g]:
                 self._writes.committed(write)
-            elif fine[g]:
+            else:
                 self._writes.shards_in(write, writing.wanted[g])
         self._report(writing)
         await self._drop_surplus()
@@ -370,8 +380,7 @@ class Dumper:
         write = self._writes.discard(block_id)
         if write is not None and write.in_file:
             ids = np.frombuffer(block_id, dtype=np.uint8).reshape(1, -1)
-            none = np.full(1, -1, dtype=np.int64)
-            await self._files.abandon(ids, choose_backend(ids, self._seeds), none, self.transfer.pool, unlink=True)
+            await self._files.unlink_own(ids, choose_backend(ids, self._seeds), self.transfer.pool)
 
 
 def _failure(number: int) -> tuple[Status, StoreError]:

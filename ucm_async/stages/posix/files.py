@@ -1,40 +1,36 @@
-"""File operations on many blocks at a time, as packed requests for a thread pool."""
+"""File operations on many blocks at a time, as packed requests."""
 
 from __future__ import annotations
 
-import errno
 import os
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ...abc import Engine
 from ...engines import requests as rq
-from ...native import execute
 from ...types import I64, U8, Bools
 from .backend import QUARANTINE, WRITER_NAME_BYTES, Backend
+from .chains import addresses_of
 from .layout import block_paths, paths_below, subdirectories
 
 __all__ = ["BlockFiles"]
 
-_INLINE_OPENS_MAX: Final = 8
-"""So many cached opens take less time on the loop (3 µs each) than a hop to another thread and back."""
-
-_OPENS_A_JOB: Final = 8
 _STATS_A_JOB: Final = 32
 
 
 class BlockFiles:
-    """Paths and descriptors of blocks on several backends.
+    """Paths of blocks on several backends, and what is done with them.
 
     Every method takes arrays of one length: ids, uint8 (n, 16), and the position of each block's backend, int64 (n,).
-    Results are int64, shape (n,): what the system call returned, or -errno. Paths are relative to a backend's
-    directory, so that they are short.
+    Paths are relative to a backend's directory, so that they are short.
+
+    The ``put_…`` methods write one step of n chains into `column`, a view of shape (n,), and return what that step
+    points to: it must be kept until the chains have run. The coroutines run by themselves, and return what the system
+    calls returned, or -errno: int64 (n,).
     """
 
     def __init__(self, backends: list[Backend]) -> None:
-        self.backends = backends
         self._dirfds = np.array([backend.dirfd for backend in backends], dtype=np.int32)
         self._writers = np.zeros((len(backends), WRITER_NAME_BYTES), dtype=np.uint8)
         for position, backend in enumerate(backends):
@@ -42,118 +38,73 @@ class BlockFiles:
                 self._writers[position] = np.frombuffer(backend.writer.encode(), dtype=np.uint8)
         self._direct = np.array([os.O_DIRECT if backend.direct else 0 for backend in backends], dtype=np.uint64)
 
+    # ---- steps of chains
+
+    def put_open_to_read(self, column: rq.Requests, ids: U8, backend: I64) -> object:
+        """Open committed files."""
+        paths = block_paths(ids)
+        column["opcode"] = rq.OP_OPEN
+        column["fd"] = self._dirfds[backend]
+        column["address"] = addresses_of(paths)
+        column["offset"] = self._direct[backend] | np.uint64(os.O_RDONLY | os.O_CLOEXEC)
+        return paths
+
+    def put_open_to_write(self, column: rq.Requests, ids: U8, backend: I64, direct: Bools) -> object:
+        """Open this writer's own files, made if need be; with O_DIRECT where `direct` says so and the backend can."""
+        paths = self._own_paths(ids, backend)
+        column["opcode"] = rq.OP_OPEN
+        column["fd"] = self._dirfds[backend]
+        column["address"] = addresses_of(paths)
+        column["offset"] = np.where(direct, self._direct[backend], 0) | np.uint64(_CREATE)
+        column["length"] = 0o644
+        return paths
+
+    def put_commit(self, column: rq.Requests, ids: U8, backend: I64) -> object:
+        """Give this writer's files their names, if all went well before; -EEXIST where another writer was first."""
+        sources, targets = self._own_paths(ids, backend), block_paths(ids)
+        column["opcode"] = rq.OP_RENAME | rq.FLAG_IF_WELL
+        column["fd"] = self._dirfds[backend]
+        column["address"] = addresses_of(sources)
+        column["offset"] = addresses_of(targets)
+        column["length"] = rq.RENAME_NOREPLACE
+        return sources, targets
+
+    def _own_paths(self, ids: U8, backend: I64) -> U8:
+        """Paths of this writer's files."""
+        paths = paths_below("-" * WRITER_NAME_BYTES, ids)
+        paths[:, :WRITER_NAME_BYTES] = self._writers[backend]
+        return paths
+
+    # ---- by themselves
+
     def _requests(self, opcode: int, backend: I64, paths: U8) -> rq.Requests:
         requests = rq.new_requests(len(paths))
         requests["opcode"] = opcode
         requests["fd"] = self._dirfds[backend]
-        requests["address"] = _addresses(paths)
+        requests["address"] = addresses_of(paths)
         return requests
 
     async def stat(self, ids: U8, backend: I64, pool: Engine) -> I64:
-        """Sizes of the committed files."""
+        """Sizes of committed files."""
         paths = block_paths(ids)
         requests = self._requests(rq.OP_STAT, backend, paths)
         await pool.submit(requests, _STATS_A_JOB)
         return _results(requests, paths)
 
-    async def open_to_read(self, ids: U8, backend: I64, pool: Engine) -> I64:
-        """Descriptors of the committed files; opened on the loop if they are few and no disk is needed for it."""
-        paths = block_paths(ids)
-        requests = self._requests(rq.OP_OPEN, backend, paths)
-        requests["offset"] = os.O_RDONLY | os.O_CLOEXEC | self._direct[backend]
-        if len(ids) <= _INLINE_OPENS_MAX:
-            requests["opcode"] = rq.OP_OPEN | rq.FLAG_CACHED
-            execute(requests)
-            if not (requests["result"] == -errno.EAGAIN).any():
-                return _results(requests, paths)
-            self._close_again(requests["result"])
-            requests["opcode"] = rq.OP_OPEN
-        await pool.submit(requests, _OPENS_A_JOB)
-        return _results(requests, paths)
+    async def commit_in_new_homes(self, ids: U8, backend: I64, pool: Engine) -> I64:
+        """Commit files whose directory is missing: make it, then rename."""
+        homes = block_paths(ids)
+        homes[:, 2] = 0  # cut "xx/…" to "xx"
+        mkdirs = self._requests(rq.OP_MKDIR, backend, homes)
+        mkdirs["length"] = 0o755
+        await pool.submit(mkdirs, 1)  # one that is there already is as good
+        renames = rq.new_requests(len(ids))
+        paths = self.put_commit(renames, ids, backend)
+        await pool.submit(renames, 1)
+        return _results(renames, homes, paths)
 
-    def _close_again(self, fds: I64) -> None:
-        for fd in fds[fds >= 0].tolist():
-            os.close(fd)
-
-    async def open_to_write(self, ids: U8, backend: I64, pool: Engine, *, direct: Bools, reserve: int) -> I64:
-        """Descriptors of this writer's own files, made if need be.
-
-        With O_DIRECT where `direct` says so and the backend can; `reserve` bytes are allocated if it is not 0.
-        """
-        paths = self._writer_paths(ids, backend)
-        width = 2 if reserve else 1
-        requests = rq.new_requests(len(ids) * width)
-        opens = requests[::width]
-        opens["opcode"] = rq.OP_OPEN
-        opens["fd"] = self._dirfds[backend]
-        opens["address"] = _addresses(paths)
-        opens["offset"] = (
-            os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | np.where(direct, self._direct[backend], np.uint64(0))
-        )
-        opens["length"] = 0o644
-        if reserve:
-            requests[1::2]["opcode"] = rq.OP_FALLOCATE | rq.FLAG_LINK
-            requests[1::2]["length"] = reserve
-        await pool.submit(requests, width)
-        if reserve:
-            self._fail_unreserved(opens["result"], requests[1::2]["result"])
-        return _results(opens, paths)
-
-    def _fail_unreserved(self, fds: I64, reserved: I64) -> None:
-        """Close files that could not be reserved, as if their open had failed; a file system that never can is fine."""
-        failed = (fds >= 0) & (reserved < 0) & (reserved != -errno.EOPNOTSUPP)
-        self._close_again(fds[failed])
-        fds[failed] = reserved[failed]
-
-    async def commit(self, ids: U8, backend: I64, fds: I64, pool: Engine, *, sync: bool) -> I64:
-        """Close this writer's files and give them their names: 0, -EEXIST where another writer was first, or -errno.
-
-        With `sync`, data is on the medium before the name is, and the name before this returns.
-        """
-        sources = self._writer_paths(ids, backend)
-        targets = block_paths(ids)
-        steps = 3 if sync else 2
-        requests = rq.new_requests(len(ids) * steps)
-        if sync:
-            requests[0::3]["opcode"] = rq.OP_FDATASYNC
-            requests[0::3]["fd"] = fds
-        close = requests[steps - 2 :: steps]
-        close["opcode"] = rq.OP_CLOSE
-        close["fd"] = fds
-        rename = requests[steps - 1 :: steps]
-        rename["opcode"] = rq.OP_RENAME
-        rename["fd"] = self._dirfds[backend]
-        rename["address"] = _addresses(sources)
-        rename["offset"] = _addresses(targets)
-        rename["length"] = rq.RENAME_NOREPLACE
-        await pool.submit(requests, steps)
-        result: I64 = rename["result"].copy()
-        if sync:
-            synced = requests[0::3]["result"]
-            unsynced = (synced < 0) & (result == 0)
-            result[unsynced] = synced[unsynced]
-        homeless = result == -errno.ENOENT
-        if homeless.any():
-            await self._make_homes(ids[homeless], backend[homeless], pool)
-            again = np.ascontiguousarray(rename[homeless])
-            await pool.submit(again, 1)
-            result[homeless] = again["result"]
-        if sync:
-            await self._sync_directories(ids[result == 0], backend[result == 0], pool)
-        del sources, targets
-        return result
-
-    async def _make_homes(self, ids: U8, backend: I64, pool: Engine) -> None:
-        """Make the directories of blocks; those that are there already stay."""
-        paths = block_paths(ids)
-        paths[:, 2] = 0  # cut "xx/…" to "xx"
-        requests = self._requests(rq.OP_MKDIR, backend, paths)
-        requests["length"] = 0o755
-        await pool.submit(requests, 1)
-        del paths
-
-    async def _sync_directories(self, ids: U8, backend: I64, pool: Engine) -> None:
-        """Bring the names of blocks to the medium: one fsync a directory, and one of the directory of directories."""
+    async def sync_directories(self, ids: U8, backend: I64, pool: Engine) -> None:
+        """Bring the names of blocks to the medium: one fsync a directory, and one of each directory of directories."""
         if not len(ids):
             return
         keys = np.unique(backend * 256 + subdirectories(ids))
@@ -165,29 +116,19 @@ class BlockFiles:
         requests = rq.new_requests(len(paths) * 3)
         requests[0::3]["opcode"] = rq.OP_OPEN
         requests[0::3]["fd"] = self._dirfds[np.concatenate((keys // 256, tops))]
-        requests[0::3]["address"] = _addresses(paths)
+        requests[0::3]["address"] = addresses_of(paths)
         requests[0::3]["offset"] = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         requests[1::3]["opcode"] = rq.OP_FSYNC | rq.FLAG_LINK
         requests[2::3]["opcode"] = rq.OP_CLOSE | rq.FLAG_LINK
         await pool.submit(requests, 3)
         del paths
 
-    async def abandon(self, ids: U8, backend: I64, fds: I64, pool: Engine, *, unlink: bool) -> None:
-        """Close this writer's files, and remove them if `unlink`; a descriptor of -1 is not closed."""
-        paths = self._writer_paths(ids, backend)
-        requests = rq.new_requests(len(ids) * 2)
-        requests["opcode"] = 0
-        closes = requests[0::2]
-        closes["opcode"][fds >= 0] = rq.OP_CLOSE
-        closes["fd"] = fds
-        if unlink:
-            unlinks = requests[1::2]
-            unlinks["opcode"] = rq.OP_UNLINK
-            unlinks["fd"] = self._dirfds[backend]
-            unlinks["address"] = _addresses(paths)
-        requests = np.ascontiguousarray(requests[requests["opcode"] != 0])
-        await pool.submit(requests, 2)
-        del paths
+    async def unlink_own(self, ids: U8, backend: I64, pool: Engine) -> I64:
+        """Remove this writer's files."""
+        paths = self._own_paths(ids, backend)
+        requests = self._requests(rq.OP_UNLINK, backend, paths)
+        await pool.submit(requests, 1)
+        return _results(requests, paths)
 
     async def unlink(self, ids: U8, backend: I64, pool: Engine) -> I64:
         """Remove committed files."""
@@ -200,24 +141,15 @@ class BlockFiles:
         """Set committed files aside, over what was set aside before under that name."""
         sources, targets = block_paths(ids), paths_below(QUARANTINE, ids)
         requests = self._requests(rq.OP_RENAME, backend, sources)
-        requests["offset"] = _addresses(targets)
+        requests["offset"] = addresses_of(targets)
         await pool.submit(requests, 1)
         return _results(requests, targets)
 
-    def _writer_paths(self, ids: U8, backend: I64) -> U8:
-        """Paths of this writer's files."""
-        paths = paths_below("-" * WRITER_NAME_BYTES, ids)
-        paths[:, :WRITER_NAME_BYTES] = self._writers[backend]
-        return paths
 
-
-def _addresses(paths: U8) -> npt.NDArray[np.uint64]:
-    """Address of each row."""
-    base, step = paths.ctypes.data, paths.strides[0]
-    return np.uint64(base) + np.arange(len(paths), dtype=np.uint64) * np.uint64(step)
-
-
-def _results(requests: rq.Requests, *alive: Any) -> I64:
-    """Copy the results out; `alive` names what the requests pointed to until now."""
+def _results(requests: rq.Requests, *alive: object) -> I64:
+    """Copy the results out; `alive` is what the requests pointed to until now."""
     result: I64 = requests["result"].copy()
     return result
+
+
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC

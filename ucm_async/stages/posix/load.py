@@ -1,4 +1,4 @@
-"""Loading: open, read into slots, check, gather into the caller's memory. One batch at a time, many blocks at once."""
+"""Loading: for each block one chain of requests — open, read, check, gather, close — and one look at the results."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import asyncio
 import errno
 import os
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ...abc import Batch
 from ...engines import requests as rq
 from ...errors import BackendIOError, CorruptError
 from ...tasks import Cuts, cut_row
 from ...types import I64, U8, U64, Bools, Status
+from .chains import ChainTable, addresses_of, copy_requests, rank_in_group
 from .files import BlockFiles
 from .header import CHECKSUM_FROM, check_headers, used_bytes
 from .known import KnownBlocks
 from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, can_go_direct, copy_rows, patient, run_copies, shard_sums, status_of_errno
+from .transfer import DIRECT_ALIGN, Transfer, can_go_direct, patient, status_of_errno
 
 __all__ = ["Loader"]
 
@@ -29,23 +31,31 @@ READ_GAP_BYTES: Final = 32 << 10
 PATIENCE_S_MIN: Final = 0.0005
 """Rows that are in are handed on before a deadline, but not more often than this."""
 
-_CLOSE_A_JOB: Final = 64
+ATTEMPTS_MAX: Final = 3
+"""Once with files that need no disk to open, once with all, and once more for reads that came back short."""
+
+CACHED_OPENS_MAX: Final = 2
+"""So few blocks are first opened in the hope that no disk is needed, which an engine can do on the loop itself."""
 
 
 @dataclass(slots=True)
 class _Reading:
-    """Blocks of a batch between their I/O and their delivery. A group is the rows of one block.
+    """The blocks of a batch while they are read. A group is the rows of one block; arrays of g are by group.
 
     Attributes
     ----------
-    rows
-        int64 (n,): rows of the batch; `group` (n,) says which block each belongs to.
-    ids, backend, fds, slots, bases
-        By group: the block, where it lies, its descriptor, its slot, and the slot's address.
-    requests
-        The reads; `owner` and `wanted` say for each which group it reads for, and how many bytes.
-    scattered
-        True if rows were read straight into the caller's memory.
+    rows, group, rank
+        int64 (n,): rows of the batch, the group of each, and its place in the group.
+    ids, backend, slots, bases
+        By group: the block, where it lies, its slot, and the slot's address.
+    chains
+        One chain a group: OPEN, reads, CHECKSUM of the header, copies of the rows, CLOSE.
+    wanted
+        int64 (g, reads): bytes that each read must bring.
+    cuts
+        How each row is cut; its runs are the copies.
+    orphaned
+        The kernel had not given everything back when the last task settled.
     """
 
     batch: Batch
@@ -53,15 +63,19 @@ class _Reading:
     group: I64
     ids: U8
     backend: I64
-    fds: I64
     slots: I64
     bases: U64
-    requests: rq.Requests
-    owner: I64
+    cuts: Cuts
+    rank: I64
+    ranks: int
+    chains: ChainTable
     wanted: I64
-    scattered: bool
-    vectors: object = None
-    retried: bool = False
+    orphaned: bool = False
+
+    @property
+    def head_column(self) -> int:
+        """Step of the header's checksum; the copies follow it."""
+        return 1 + self.wanted.shape[1]
 
 
 class Loader:
@@ -86,250 +100,249 @@ class Loader:
 
     async def load(self, batch: Batch) -> None:
         """Deliver the rows of `batch` that are still wanted."""
-        rows = np.flatnonzero(batch.live()).astype(np.int64)
+        rows = np.flatnonzero(batch.live())
         step = self.transfer.arena.slots  # a group needs a slot, and there are no more groups than rows
         for start in range(0, len(rows), step):
             await self._load_rows(batch, rows[start : start + step])
 
     async def _load_rows(self, batch: Batch, rows: I64) -> None:
         first, group = group_rows(batch.ids[rows])
+        slots = await self.transfer.arena.lease(len(first))
+        reading: _Reading | None = None
+        try:
+            reading = self._plan(batch, rows, first, group, slots)
+            groups = np.arange(len(first))
+            for attempt in range(ATTEMPTS_MAX):
+                groups = await self._attempt(reading, groups, attempt)
+                if not len(groups):
+                    break
+        finally:
+            if reading is None or not reading.orphaned:
+                self.transfer.arena.release(slots)
+
+    # ---- the plan
+
+    def _plan(self, batch: Batch, rows: I64, first: I64, group: I64, slots: I64) -> _Reading:
+        """Write the chains: reads into the slots, or straight into the caller's memory where that is allowed."""
+        layout = self._layout
+        cuts = cut_row(tuple(batch.piece_sizes.tolist()), layout.shard_size)
         ids = np.ascontiguousarray(batch.ids[rows[first]])
         backend = choose_backend(ids, self._seeds)
-        fds = await self._files.open_to_read(ids, backend, self.transfer.pool)
-        self.transfer.counts["opens"] += len(fds)
-        opened = fds >= 0
-        if not opened.all():
-            self._report_unopened(batch, rows, group, ids, fds)
-            rows, group = rows[opened[group]], group[opened[group]]
-            group = (np.cumsum(opened) - 1)[group]
-            ids, backend, fds = np.ascontiguousarray(ids[opened]), backend[opened], fds[opened]
-        if not len(rows):
-            return
-        try:
-            slots = await self.transfer.arena.lease(len(ids))
-        except BaseException:
-            self._close(fds)
-            raise
-        await self._deliver(self._plan(batch, rows, group, ids, backend, fds, slots))
-
-    def _report_unopened(self, batch: Batch, rows: I64, group: I64, ids: U8, fds: I64) -> None:
-        failed = fds < 0
-        self._known.discard(ids[failed])
-        for number in np.unique(fds[failed]).tolist():
-            status = status_of_errno(-number)
-            error = None if status == Status.MISS else BackendIOError.from_errno(-number, "open")
-            batch.report(rows[(fds == number)[group]], status, error)
-
-    def _plan(self, batch: Batch, rows: I64, group: I64, ids: U8, backend: I64, fds: I64, slots: I64) -> _Reading:
-        """Turn rows into reads: into the slots, or straight into the caller's memory where that is allowed."""
         bases = self.transfer.arena.address(slots)
-        start, stop = self._layout.row_ranges(batch.shards[rows])
-        reading = _Reading(
-            batch, rows, group, ids, backend, fds, slots, bases, _NO_REQUESTS, _NONE, _NONE, scattered=False
+        start, stop = layout.row_ranges(batch.shards[rows])
+        pieces = batch.addresses[rows]
+        direct = batch.direct and can_go_direct(pieces, batch.piece_sizes)
+        plan = self._plan_direct if direct else self._plan_slots
+        reads, owner, wanted, vectors = plan(batch, rows, group, bases, start, stop)
+        place, width = rank_in_group(owner, len(ids))
+        rank, ranks = rank_in_group(group, len(ids))
+        chains = ChainTable(len(ids), width + ranks * len(cuts) + 3)
+        table = chains.table
+        chains.keep += (vectors, self._files.put_open_to_read(table[:, 0], ids, backend))
+        reads["opcode"] |= rq.FLAG_LINK
+        table[owner, 1 + place] = reads
+        lengths = np.zeros((len(ids), width), dtype=np.int64)
+        lengths[owner, place] = wanted
+        self._put_header_checksum(table[:, 1 + width], bases)
+        copies = copy_requests(
+            rq.OP_CHECKSUM if direct else rq.OP_COPY,
+            cuts,
+            slots=bases[group] + start.astype(np.uint64),
+            pieces=pieces,
+            gates=batch.gates[rows],
+            to_slots=False,
+            flags=rq.FLAG_IF_WELL,
         )
-        if batch.direct and can_go_direct(batch.addresses[rows], batch.piece_sizes):
-            self._plan_scattered(reading, start)
-        else:
-            self._plan_slots(reading, start, stop)
+        body = table[:, 2 + width : -1].reshape(len(ids), ranks, len(cuts), copy=False)
+        body[group, rank] = copies
+        table["opcode"][:, -1] = rq.OP_CLOSE | rq.FLAG_LINK
         counts = self.transfer.counts
+        counts["blocks"] += len(ids)
         counts["rows"] += len(rows)
-        counts["reads"] += len(reading.requests)
-        counts["bytes"] += int(reading.wanted.sum())
-        return reading
+        counts["reads"] += len(reads)
+        counts["bytes"] += int(wanted.sum())
+        return _Reading(batch, rows, group, ids, backend, slots, bases, cuts, rank, ranks, chains, lengths)
 
-    def _plan_slots(self, reading: _Reading, start: I64, stop: I64) -> None:
-        head = np.full(len(reading.ids), self._layout.header_bytes, dtype=np.int64)
+    def _put_header_checksum(self, column: rq.Requests, bases: U64) -> None:
+        column["opcode"] = rq.OP_CHECKSUM | rq.FLAG_IF_WELL
+        column["address"] = bases + np.uint64(CHECKSUM_FROM)
+        column["length"] = used_bytes(self._layout.shards) - CHECKSUM_FROM
+
+    def _plan_slots(
+        self, batch: Batch, rows: I64, group: I64, bases: U64, start: I64, stop: I64
+    ) -> tuple[rq.Requests, I64, I64, object]:
+        """Read the header and the rows of each block, whole pages, with as few requests as pays."""
+        head = self._layout.header_bytes
         start = start // DIRECT_ALIGN * DIRECT_ALIGN
         stop = -(-stop // DIRECT_ALIGN) * DIRECT_ALIGN
-        if len(reading.rows) == len(reading.ids) and not (start - head > READ_GAP_BYTES).any():
-            owner, start = reading.group, np.zeros_like(start)
+        owner = group
+        if len(rows) == len(bases) and int(start.max()) - head <= READ_GAP_BYTES:
+            start = np.zeros_like(start)
         else:
+            heads = np.arange(len(bases))
             owner, start, stop = merge_ranges(
-                np.concatenate((np.arange(len(head)), reading.group)),
-                np.concatenate((np.zeros_like(head), start)),
-                np.concatenate((head, stop)),
+                np.concatenate((heads, group)),
+                np.concatenate((np.zeros_like(heads), start)),
+                np.concatenate((np.full_like(heads, head), stop)),
                 gap=READ_GAP_BYTES,
             )
-        requests = rq.new_requests(len(owner))
-        requests["opcode"] = rq.OP_READ
-        requests["fd"] = reading.fds[owner]
-        requests["offset"] = start
-        requests["address"] = reading.bases[owner] + start.astype(np.uint64)
-        requests["length"] = stop - start
-        reading.requests, reading.owner, reading.wanted = requests, owner, stop - start
+        reads = rq.new_requests(len(owner))
+        reads["opcode"] = rq.OP_READ
+        reads["offset"] = start
+        reads["address"] = bases[owner] + start.astype(np.uint64)
+        reads["length"] = stop - start
+        return reads, owner, stop - start, None
 
-    def _plan_scattered(self, reading: _Reading, start: I64) -> None:
+    def _plan_direct(
+        self, batch: Batch, rows: I64, group: I64, bases: U64, start: I64, stop: I64
+    ) -> tuple[rq.Requests, I64, I64, object]:
         """Read each row into its pieces; the header goes along with the row that follows it in the file, or alone."""
-        batch, layout = reading.batch, self._layout
+        head = self._layout.header_bytes
         k = len(batch.piece_sizes)
-        beside = start == layout.header_bytes
-        vectors = np.zeros((len(start), k + 1), dtype=rq.IOVEC)
-        vectors["address"][:, 0] = reading.bases[reading.group]
-        vectors["length"][:, 0] = layout.header_bytes
-        vectors["address"][:, 1:] = batch.addresses[reading.rows]
+        beside = start == head
+        vectors = np.zeros((len(rows), k + 1), dtype=rq.IOVEC)
+        vectors["address"][:, 0] = bases[group]
+        vectors["length"][:, 0] = head
+        vectors["address"][:, 1:] = batch.addresses[rows]
         vectors["length"][:, 1:] = batch.piece_sizes
-        alone = np.setdiff1d(np.arange(len(reading.ids)), reading.group[beside])
-        requests = rq.new_requests(len(start) + len(alone))
-        reads, heads = requests[: len(start)], requests[len(start) :]
-        skip = np.where(beside, 0, 1)
-        reads["opcode"] = rq.OP_READV
-        reads["fd"] = reading.fds[reading.group]
-        reads["offset"] = np.where(beside, 0, start)
-        step = vectors.strides[0]
-        reads["address"] = vectors.ctypes.data + np.arange(len(start)) * step + skip * rq.IOVEC.itemsize
-        reads["length"] = k + 1 - skip
-        heads["opcode"] = rq.OP_READ
-        heads["fd"] = reading.fds[alone]
-        heads["address"] = reading.bases[alone]
-        heads["length"] = layout.header_bytes
-        row_bytes = int(batch.piece_sizes.sum())
-        reading.requests, reading.vectors, reading.scattered = requests, vectors, True
-        reading.owner = np.concatenate((reading.group, alone))
-        reading.wanted = np.concatenate(
-            (row_bytes + np.where(beside, layout.header_bytes, 0), np.full(len(alone), layout.header_bytes))
-        )
+        alone = np.setdiff1d(np.arange(len(bases)), group[beside], assume_unique=False)
+        reads = rq.new_requests(len(rows) + len(alone))
+        of_rows, of_heads = reads[: len(rows)], reads[len(rows) :]
+        of_rows["opcode"] = rq.OP_READV
+        of_rows["offset"] = np.where(beside, 0, start)
+        of_rows["address"] = addresses_of(vectors) + np.where(beside, 0, rq.IOVEC.itemsize).astype(np.uint64)
+        of_rows["length"] = np.where(beside, k + 1, k)
+        of_heads["opcode"] = rq.OP_READ
+        of_heads["address"] = bases[alone]
+        of_heads["length"] = head
+        wanted = np.concatenate((stop - start + np.where(beside, head, 0), np.full(len(alone), head)))
+        owner = np.concatenate((group, alone))
+        if len(alone):
+            order = np.argsort(owner, kind="stable")
+            reads, owner, wanted = reads[order], owner[order], wanted[order]
+        return reads, owner, wanted, vectors
 
-    # ---- from the reads to the caller
+    # ---- from the chains to the caller
 
-    async def _deliver(self, reading: _Reading) -> None:
-        """Wait for the reads and hand on what is in; what hangs past the last deadline is left to a task of its own."""
-        done = self.transfer.engine.submit(reading.requests)
-        waiting = np.ones(len(reading.ids), dtype=np.bool_)
+    async def _attempt(self, reading: _Reading, groups: I64, attempt: int) -> I64:
+        """Run the chains of `groups` and hand on what is in; returns the groups that deserve another attempt.
+
+        What hangs past the last deadline is left to a task of its own.
+        """
+        table = reading.chains.rows(groups)
+        if attempt == 0 and len(groups) <= CACHED_OPENS_MAX:
+            table["opcode"][:, 0] |= rq.FLAG_CACHED
+        done = self.transfer.engine.submit(table.reshape(-1), reading.chains.steps)
+        waiting = np.ones(len(groups), dtype=np.bool_)
+        again = np.zeros(len(groups), dtype=np.bool_)
         while True:
-            everything = await patient(done, self._patience_s(reading.batch, waiting))
-            waiting = await self._hand_on(reading, waiting, everything=everything)
+            everything = await patient(done, self._patience_s(reading.batch, len(groups)))
+            results = table["result"]
+            ready = waiting if everything else waiting & (results[:, -1] != rq.PENDING_RESULT)
+            if ready.any():
+                at = np.flatnonzero(ready)
+                again[at] = await self._judge(reading, groups[at], results[at], last=attempt == ATTEMPTS_MAX - 1)
             if everything:
-                break
+                return groups[again]
+            waiting &= ~ready
             if not reading.batch.live().any():
                 self._adopt(done, reading)
-                return
-        self._release(reading)
+                return groups[:0]
 
-    def _patience_s(self, batch: Batch, waiting: Bools) -> float:
-        """How long to wait for stragglers before what is in is handed on: half of the time that is left, again and again."""
+    def _patience_s(self, batch: Batch, groups: int) -> float:
+        """How long to wait for stragglers before what is in is handed on: half of the time left, again and again."""
         left = batch.patience_s()
-        return max(left if len(waiting) == 1 else left / 2, PATIENCE_S_MIN)
+        return max(left if groups == 1 else left / 2, PATIENCE_S_MIN)
 
     def _adopt(self, done: asyncio.Future[None], reading: _Reading) -> None:
-        """Keep slots and descriptors until the kernel lets go of them, without keeping the lane's worker."""
+        """Keep the slots until the kernel lets go of them, without keeping the lane's worker."""
 
         async def outlive() -> None:
             await done
-            self._release(reading)
+            self.transfer.arena.release(reading.slots)
 
+        reading.orphaned = True
         orphan = asyncio.get_running_loop().create_task(outlive(), name="ucm-late-reads")
         self._orphans.add(orphan)
         orphan.add_done_callback(self._orphans.discard)
         self.transfer.counts["late_batches"] += 1
 
-    def _release(self, reading: _Reading) -> None:
-        self.transfer.arena.release(reading.slots)
-        self._close(reading.fds)
+    async def finish(self) -> None:
+        """Wait for late completions."""
+        while self._orphans:
+            await asyncio.wait(self._orphans)
 
-    def _close(self, fds: I64) -> None:
-        """Close descriptors, without waiting."""
-        closes = rq.new_requests(len(fds))
-        closes["opcode"] = rq.OP_CLOSE
-        closes["fd"] = fds
-        self.transfer.pool.submit(closes, _CLOSE_A_JOB)
+    # ---- what became of a chain
 
-    async def _hand_on(self, reading: _Reading, waiting: Bools, *, everything: bool) -> Bools:
-        """Check and deliver the groups whose reads are all in; returns the groups that still wait."""
-        results = reading.requests["result"].copy()
-        if everything:
-            await self._read_short_again(reading, results)
-        pending = np.zeros(len(waiting), dtype=np.bool_)
-        pending[reading.owner[results == rq.PENDING_RESULT]] = True
-        ready = waiting & ~pending
-        if not ready.any():
-            return waiting
-        bad = await self._report_bad_reads(reading, results, ready)
-        groups = np.flatnonzero(ready & ~bad)
-        if len(groups):
-            await self._check_and_gather(reading, groups)
-        return waiting & pending
-
-    async def _read_short_again(self, reading: _Reading, results: I64) -> None:
-        """Give a read that came back short one more chance, before the file is held to be truncated."""
-        short = (results >= 0) & (results < reading.wanted)
-        if not short.any() or reading.retried:
-            return
-        reading.retried = True
-        again = np.ascontiguousarray(reading.requests[short])
-        await self.transfer.engine.submit(again)
-        results[short] = again["result"]
+    async def _judge(self, reading: _Reading, groups: I64, results: npt.NDArray[np.int64], *, last: bool) -> Bools:
+        """Report the rows of finished chains; bool, shape of `groups`: True where another attempt may help."""
+        opened = results[:, 0]
+        reads = results[:, 1 : reading.head_column]
+        whole = (reads == reading.wanted[groups]).all(axis=1)
+        if whole.all():  # which needs a file that was opened
+            await self._compare(reading, groups, results)
+            return _NONE[: len(groups)] if len(groups) <= len(_NONE) else np.zeros(len(groups), dtype=np.bool_)
+        short = (opened >= 0) & ~whole & (reads >= 0).all(axis=1)
+        again = (opened == -errno.EAGAIN) | short
+        if last:
+            again = np.zeros(len(groups), dtype=np.bool_)
+        for i in np.flatnonzero(~whole & ~again).tolist():
+            await self._report_failure(reading, int(groups[i]), int(opened[i]), reads[i])
         self.transfer.counts["short_reads"] += int(short.sum())
+        if whole.any():
+            await self._compare(reading, groups[whole], results[whole])
+        return again
 
-    async def _report_bad_reads(self, reading: _Reading, results: I64, ready: Bools) -> Bools:
-        """Report the groups with a failed or short read; bool, shape (g,)."""
-        bad = np.zeros(len(ready), dtype=np.bool_)
-        wrong = (results < reading.wanted) & ready[reading.owner]
-        for i in np.flatnonzero(wrong).tolist():
-            group, got = int(reading.owner[i]), int(results[i])
-            if bad[group]:
-                continue
-            bad[group] = True
-            if got < 0:
-                error = BackendIOError.from_errno(-got, "read")
-                reading.batch.report(reading.rows[reading.group == group], Status.IO_ERROR, error)
-                self.transfer.counts["read_errors"] += 1
-            else:
-                end = int(reading.requests["offset"][i]) + got
-                await self._set_aside(reading, group, f"the file ends after {end} of {self._layout.file_bytes} bytes")
-        return bad
+    async def _report_failure(self, reading: _Reading, group: int, opened: int, reads: npt.NDArray[Any]) -> None:
+        """Report the rows of a block that could not be read."""
+        rows = reading.rows[reading.group == group]
+        failed = reads[reads < 0]
+        counts = self.transfer.counts
+        if opened < 0:
+            status = status_of_errno(-opened)
+            counts["missing" if status == Status.MISS else "open_errors"] += 1
+            self._known.discard(reading.ids[group : group + 1])
+            reading.batch.report(
+                rows, status, None if status == Status.MISS else BackendIOError.from_errno(-opened, "open")
+            )
+        elif len(failed):
+            counts["read_errors"] += 1
+            reading.batch.report(rows, Status.IO_ERROR, BackendIOError.from_errno(-int(failed[0]), "read"))
+        else:
+            got, wanted = int(reads.sum()), int(reading.wanted[group].sum())
+            await self._set_aside(reading, group, f"the file is truncated: {got} of {wanted} bytes could be read")
 
-    async def _check_and_gather(self, reading: _Reading, groups: I64) -> None:
-        """Copy and check in one pass over the bytes; then compare, then report."""
-        chosen = np.zeros(len(reading.ids), dtype=np.bool_)
-        chosen[groups] = True
-        picked = np.flatnonzero(chosen[reading.group])
-        rows, group = reading.rows[picked], reading.group[picked]
-        batch, layout = reading.batch, self._layout
-        cuts = cut_row(tuple(batch.piece_sizes.tolist()), layout.shard_size)
-        offset = layout.row_ranges(batch.shards[rows])[0].astype(np.uint64)
-        copies = copy_rows(
-            rq.OP_CHECKSUM if reading.scattered else rq.OP_COPY,
-            cuts,
-            slots=reading.bases[group] + offset,
-            pieces=batch.addresses[rows],
-            gates=batch.gates[rows],
-            to_slots=False,
-        )
-        heads = rq.new_requests(len(groups))
-        heads["opcode"] = rq.OP_CHECKSUM
-        heads["address"] = reading.bases[groups] + np.uint64(CHECKSUM_FROM)
-        heads["length"] = used_bytes(layout.shards) - CHECKSUM_FROM
-        requests = np.concatenate((copies, heads))
-        await run_copies(requests, self.transfer.pool, len(cuts))
-        await self._compare(reading, groups, rows, group, requests, cuts)
-
-    async def _compare(
-        self, reading: _Reading, groups: I64, rows: I64, group: I64, requests: rq.Requests, cuts: Cuts
-    ) -> None:
-        layout, batch = self._layout, reading.batch
-        copies = requests[: len(rows) * len(cuts)]
-        sums, whole = shard_sums(copies, len(rows), cuts)
-        headers = np.ascontiguousarray(self.transfer.arena.view()[reading.slots[groups], : used_bytes(layout.shards)])
-        own = requests["result"][len(copies) :]
+    async def _compare(self, reading: _Reading, groups: I64, results: npt.NDArray[np.int64]) -> None:
+        """Hold checksums against what the headers say, and report."""
+        layout, batch, cuts = self._layout, reading.batch, reading.cuts
+        headers = self.transfer.arena.view()[reading.slots[groups], : used_bytes(layout.shards)]
+        own = results[:, reading.head_column]
         check = check_headers(headers, reading.ids[groups], self._namespace, layout.shard_size, own)
-        at = np.searchsorted(groups, group)  # position of each row's group among `groups`
+        rows, at, rank = reading.rows, reading.group, reading.rank
+        if len(groups) < len(reading.ids):
+            position = np.full(len(reading.ids), -1)
+            position[groups] = np.arange(len(groups))
+            mine = position[at] >= 0
+            rows, at, rank = rows[mine], position[at[mine]], rank[mine]
+        copies = results[:, reading.head_column + 1 : -1].reshape(len(groups), reading.ranks, len(cuts))[at, rank]
+        sums = copies[:, cuts.last]
         first = np.maximum(batch.shards[rows], 0)
         stored = check.checksums[at[:, None], first[:, None] + np.arange(sums.shape[1])]
-        equal = (sums == stored).all(axis=1)
-        good = equal & check.good[at] & whole
+        good = (sums == stored).all(axis=1) & check.good[at]
         if good.all():
             batch.report(rows, Status.OK)
             self._known.add(reading.ids[groups])
             return
         batch.report(rows[good], Status.OK)
-        batch.report(rows[~whole], Status.CANCELLED)  # its task has settled: nobody sees this
+        let_in = (copies >= 0).all(axis=1)  # else the gate had closed: the task has settled, and nobody asks any more
+        batch.report(rows[~let_in], Status.CANCELLED)
         told: set[int] = set()
-        for i in np.flatnonzero(~good & whole).tolist():
-            if int(group[i]) not in told:
-                told.add(int(group[i]))
+        for i in np.flatnonzero(~good & let_in).tolist():
+            if int(at[i]) not in told:
+                told.add(int(at[i]))
                 shard = int(first[i] + np.argmax(sums[i] != stored[i]))
                 why = check.why.get(int(at[i])) or f"the checksum of shard {shard} is wrong"
-                await self._set_aside(reading, int(group[i]), why)
+                await self._set_aside(reading, int(groups[at[i]]), why)
 
     async def _set_aside(self, reading: _Reading, group: int, why: str) -> None:
         """Move the file of a corrupt block out of sight, then report its rows that were not delivered."""
@@ -341,11 +354,6 @@ class Loader:
             why += f"; it could not be set aside: {os.strerror(-int(result[0]))}"
         reading.batch.report(reading.rows[reading.group == group], Status.CORRUPT, CorruptError(why))
 
-    async def finish(self) -> None:
-        """Wait for late completions."""
-        while self._orphans:
-            await asyncio.wait(self._orphans)
 
-
-_NONE: Final = np.zeros(0, dtype=np.int64)
-_NO_REQUESTS: Final = rq.new_requests(0)
+_NONE: Final = np.zeros(1024, dtype=np.bool_)
+_NONE.flags.writeable = False

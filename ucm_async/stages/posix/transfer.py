@@ -6,19 +6,15 @@ import asyncio
 import errno
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import Final
 
 from ...abc import Engine
 from ...engines import requests as rq
 from ...engines.arena import Arena
 from ...native import execute
-from ...tasks import Cuts
-from ...types import I64, U64, Bools, Status
+from ...types import I64, U64, Status
 
-__all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "copy_rows", "run_copies", "status_of_errno"]
+__all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "patient", "run_copies", "status_of_errno"]
 
 DIRECT_ALIGN: Final = 4096
 """What O_DIRECT asks of addresses, offsets and lengths. Many devices ask for less; no file system asks for more."""
@@ -63,65 +59,12 @@ def status_of_errno(number: int) -> Status:
     return Status.IO_ERROR
 
 
-def copy_rows(opcode: int, cuts: Cuts, *, slots: U64, pieces: U64, gates: U64, to_slots: bool) -> rq.Requests:
-    """Make the requests that copy rows between slots and the caller's pieces, or only take their checksums.
-
-    Parameters
-    ----------
-    opcode
-        OP_COPY, or OP_CHECKSUM of the pieces.
-    cuts
-        How a row is cut; its m runs become m requests.
-    slots
-        Address of each row's first byte in its slot, shape (n,).
-    pieces
-        Addresses of each row's pieces, shape (n, k).
-    gates
-        Shape (n,).
-    to_slots
-        The direction of the copy.
-
-    Returns
-    -------
-    array of REQUEST, shape (n * m,)
-        Row by row. After they ran, the result at each shard's last run is its checksum.
-    """
-    rows, runs = len(slots), len(cuts)
-    requests = rq.new_requests(rows * runs)
-    table = requests.reshape(rows, runs)
-    caller = pieces[:, cuts.piece] + cuts.piece_offset.astype(np.uint64)
-    own = slots[:, None] + cuts.offset.astype(np.uint64)
-    table["opcode"] = np.uint32(opcode) | np.where(cuts.continues, np.uint32(rq.FLAG_CHAIN), np.uint32(0))
-    if opcode == rq.OP_CHECKSUM:
-        table["address"] = caller
-    else:
-        table["address"], table["offset"] = (own, caller) if to_slots else (caller, own)
-    table["length"] = cuts.length
-    table["gate"] = gates[:, None]
-    return requests
-
-
 async def run_copies(requests: rq.Requests, pool: Engine, chunk: int) -> None:
     """Run copies and checksums: a few on the loop, more in the pool, `chunk` requests a job."""
     if int(requests["length"].sum()) <= INLINE_COPY_BYTES_MAX:
         execute(requests)
     else:
         await pool.submit(requests, chunk)
-
-
-def shard_sums(requests: npt.NDArray[Any], rows: int, cuts: Cuts) -> tuple[npt.NDArray[np.uint32], Bools]:
-    """Read the checksums of copied rows.
-
-    Returns
-    -------
-    sums
-        uint32, shape (rows, shards in a row).
-    whole
-        Bool, shape (rows,): False where a gate closed before the row was through.
-    """
-    results = requests["result"].reshape(rows, len(cuts))
-    whole = np.asarray((results >= 0).all(axis=1), dtype=np.bool_)
-    return results[:, cuts.last].astype(np.uint32), whole
 
 
 async def patient(future: asyncio.Future[None], seconds: float) -> bool:
