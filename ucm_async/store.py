@@ -438,7 +438,9 @@ class Store(AsyncResource):
             There is no such stage here, or the new one cannot take its place; the old one stays.
         """
         pipeline = self._check_open()
-        found = resolve_stage(stage, self._config.plugin_dirs) if isinstance(stage, str) else stage
+        found = stage
+        if isinstance(found, str):
+            found = await asyncio.to_thread(resolve_stage, found, self._config.plugin_dirs)
         await pipeline.replace(name, found, self._config)
 
     def statistics(self) -> StoreStatistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -76,7 +77,8 @@ async def build_pipeline(config: StoreConfig) -> Pipeline:
         The composition cannot be.
     """
     names = parse_pipeline(config.store_pipeline)
-    classes = [resolve_stage(name, config.plugin_dirs) for name in names]
+    # Importing a stage, or looking for it in the metadata of every installed package, reads files.
+    classes = [await asyncio.to_thread(resolve_stage, name, config.plugin_dirs) for name in names]
     for position, (name, stage) in enumerate(zip(names, classes, strict=True)):
         _check_place(name, stage, is_last=position == len(names) - 1)
     operators: list[Operator] = []

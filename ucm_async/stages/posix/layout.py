@@ -150,6 +150,8 @@ def merge_ranges(group: I64, start: I64, stop: I64, *, gap: int) -> tuple[I64, I
     group, start, stop
         int64, shape (m,), m <= n: sorted by group and start, disjoint and more than `gap` apart within a group.
     """
+    if not len(group):
+        return group, start, stop
     order = np.lexsort((start, group))
     group, start, stop = group[order], start[order], stop[order]
     span = int(stop.max(initial=0)) + gap + 1  # shifts each group to numbers of its own

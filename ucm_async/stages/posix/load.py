@@ -75,7 +75,7 @@ class _Reading:
     @property
     def head_column(self) -> int:
         """Step of the header's checksum; the copies follow it."""
-        return 1 + self.wanted.shape[1]
+        return 1 + int(self.wanted.shape[1])
 
 
 class Loader:
@@ -291,7 +291,7 @@ class Loader:
         self.transfer.counts["short_reads"] += int(short.sum())
         if whole.any():
             await self._compare(reading, groups[whole], results[whole])
-        return again
+        return np.asarray(again, dtype=np.bool_)
 
     async def _report_failure(self, reading: _Reading, group: int, opened: int, reads: npt.NDArray[Any]) -> None:
         """Report the rows of a block that could not be read."""
