@@ -6,10 +6,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 /* linux/openat2.h; not in old headers. */
@@ -24,9 +22,9 @@ enum { SECTOR_BYTES = 512 };
 
 /* What one run remembers for the requests that follow. */
 struct job {
-    int fd;            /* of the last OP_OPEN, or a negative errno for those that are linked to it */
-    int64_t previous;  /* result of the request before */
-    bool well;         /* all requests so far did what they should */
+    int fd;           /* of the last OP_OPEN, or a negative errno for those that are linked to it */
+    int64_t previous; /* result of the request before */
+    bool well;        /* all requests so far did what they should */
 };
 
 /* -errno of a failed system call, its value otherwise. */
@@ -127,10 +125,7 @@ static int64_t transfer_vectors(int fd, const struct request *request, bool writ
     if (request->length > IOVECS_MAX) {
         return -EINVAL;
     }
-    uint64_t total = 0;
-    for (size_t i = 0; i < request->length; i++) {
-        total += vectors[i].iov_len;
-    }
+    uint64_t total = request_bytes(request);
     if (total == 0) {
         return 0;
     }
@@ -320,25 +315,11 @@ static int64_t perform_one(const struct request *request, struct job *job)
     return result;
 }
 
-/* The bytes that a data request is to move. */
-static uint64_t wanted_bytes(const struct request *request, uint32_t opcode)
-{
-    if (opcode == OP_READ || opcode == OP_WRITE) {
-        return request->length;
-    }
-    const struct iovec *vectors = pointer_to(request->address);
-    uint64_t total = 0;
-    for (size_t i = 0; i < request->length; i++) {
-        total += vectors[i].iov_len;
-    }
-    return total;
-}
-
 static bool went_well(const struct request *request, int64_t result)
 {
     uint32_t opcode = request->opcode & OP_MASK;
     bool data = opcode >= OP_READ && opcode <= OP_WRITEV;
-    return result >= 0 && (!data || (uint64_t)result == wanted_bytes(request, opcode));
+    return result >= 0 && (!data || (uint64_t)result == request_bytes(request));
 }
 
 void perform(struct request *requests, size_t count)

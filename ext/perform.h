@@ -5,6 +5,22 @@
 #include "request.h"
 
 #include <stdbool.h>
+#include <sys/uio.h>
+
+/* The bytes that a data request is to move. */
+static inline uint64_t request_bytes(const struct request *request)
+{
+    uint32_t opcode = request->opcode & OP_MASK;
+    if (opcode == OP_READ || opcode == OP_WRITE) {
+        return request->length;
+    }
+    const struct iovec *vectors = pointer_to(request->address);
+    uint64_t total = 0;
+    for (uint64_t i = 0; i < request->length; i++) {
+        total += vectors[i].iov_len;
+    }
+    return total;
+}
 
 /* Run `count` requests one after another; links and chains refer to earlier ones of the same call. */
 void perform(struct request *requests, size_t count);

@@ -14,7 +14,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <sys/uio.h>
 
 struct slot {
     struct slot *next; /* free, or ready */
@@ -132,19 +131,6 @@ static inline int ring_refusal(const struct request *request)
     return request_is_cancelled(request) ? -ECANCELED : 0;
 }
 
-static inline uint64_t ring_request_bytes(const struct request *request)
-{
-    if (request->opcode == OP_READ || request->opcode == OP_WRITE) {
-        return request->length;
-    }
-    const struct iovec *vectors = pointer_to(request->address);
-    uint64_t total = 0;
-    for (uint64_t i = 0; i < request->length; i++) {
-        total += vectors[i].iov_len;
-    }
-    return total;
-}
-
 static inline void ring_append_ready(struct ring *ring, struct slot *slot)
 {
     slot->next = NULL;
@@ -204,7 +190,7 @@ static inline void ring_fill(struct ring *ring)
             ring_finish(ring, batch, request, error);
             continue;
         }
-        uint64_t bytes = ring_request_bytes(request);
+        uint64_t bytes = request_bytes(request);
         bool fits = !ring->max_bytes || !ring->used ||
                     (ring->bytes < ring->max_bytes && bytes <= ring->max_bytes - ring->bytes);
         if (!fits) {

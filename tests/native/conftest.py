@@ -1,0 +1,50 @@
+"""Fixtures of the extension's tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .tools import MAKERS, RINGS, U8, noise
+
+
+@pytest.fixture(params=list(MAKERS))
+def context(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Each of the three contexts."""
+    made = MAKERS[request.param]()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=RINGS)
+def ring(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A context that the kernel runs."""
+    made = MAKERS[request.param]()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def data() -> U8:
+    """What is in `file`: 256 KiB and a tail that is no multiple of a sector."""
+    return noise(256 * 1024 + 1000)
+
+
+@pytest.fixture
+def path(tmp_path: Path, data: U8) -> Path:
+    """A file with `data`."""
+    made = tmp_path / "file"
+    made.write_bytes(data.tobytes())
+    return made
+
+
+@pytest.fixture
+def file(path: Path) -> Iterator[int]:
+    """A descriptor for reading and writing `path`."""
+    fd = os.open(path, os.O_RDWR)
+    yield fd
+    os.close(fd)
