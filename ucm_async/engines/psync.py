@@ -15,13 +15,15 @@ JOBS_PER_THREAD: Final = 4
 
 
 def job_size(requests: int, chunk: int, threads: int) -> int:
-    """Return how many requests of a batch make a job: a multiple of `chunk`, so that what is linked stays together.
+    """Return how many requests of a batch make a job.
 
-    A job of one small request costs more in waking a thread than the request itself takes, so a large batch is cut into
-    only `JOBS_PER_THREAD` jobs a thread.
+    A chain is a job of its own: what went wrong in one must not count for the next. A job of one small request costs
+    more in waking a thread than the request itself takes, so a large batch of those is cut into only
+    `JOBS_PER_THREAD` jobs a thread.
     """
-    groups = -(-requests // chunk)
-    return chunk * max(1, -(-groups // (threads * JOBS_PER_THREAD)))
+    if chunk > 1:
+        return chunk
+    return max(1, -(-requests // (threads * JOBS_PER_THREAD)))
 
 
 class PsyncEngine(PoolEngine):

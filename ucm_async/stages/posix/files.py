@@ -10,7 +10,7 @@ import numpy as np
 from ...abc import Engine
 from ...engines import requests as rq
 from ...types import I64, U8, Bools
-from .backend import QUARANTINE, WRITER_NAME_BYTES, Backend
+from .backend import QUARANTINE, WRITER_FANOUT, WRITER_NAME_BYTES, Backend
 from .chains import addresses_of
 from .layout import block_paths, paths_below, subdirectories
 
@@ -71,8 +71,10 @@ class BlockFiles:
 
     def _own_paths(self, ids: U8, backend: I64) -> U8:
         """Paths of this writer's files."""
-        paths = paths_below("-" * WRITER_NAME_BYTES, ids)
+        paths = paths_below("-" * (WRITER_NAME_BYTES + 2), ids)
         paths[:, :WRITER_NAME_BYTES] = self._writers[backend]
+        paths[:, WRITER_NAME_BYTES] = ord("/")
+        paths[:, WRITER_NAME_BYTES + 1] = _FANOUT_NAMES[subdirectories(ids) % WRITER_FANOUT]
         return paths
 
     # ---- by themselves
@@ -152,4 +154,5 @@ def _results(requests: rq.Requests, *alive: object) -> I64:
     return result
 
 
+_FANOUT_NAMES: Final = np.frombuffer(b"%x" * WRITER_FANOUT % tuple(range(WRITER_FANOUT)), dtype=np.uint8)
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
