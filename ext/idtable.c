@@ -378,6 +378,12 @@ static PyObject *idtable_new(PyTypeObject *type, PyObject *args, PyObject *keywo
         return PyErr_NoMemory();
     }
     self->buckets = mapped;
+    /* Ids fall anywhere: without this, each of the first ones would pay for a page of its own. */
+    size_t bytes = table_bytes(self);
+    Py_BEGIN_ALLOW_THREADS
+    (void)madvise(mapped, bytes, MADV_HUGEPAGE);
+    (void)madvise(mapped, bytes, 23 /* MADV_POPULATE_WRITE; not in old headers */);
+    Py_END_ALLOW_THREADS
     return (PyObject *)self;
 }
 

@@ -90,7 +90,7 @@ class StoreConfig:
     partial_blocks_max : int
         Blocks of which some shards are dumped and others are not yet, at a time. Default 16384.
     known_blocks_max : int
-        Block ids that this process remembers as stored, so that a lookup needs no disk. Default 1048576.
+        Block ids that this process remembers as stored, so that a lookup needs no disk. Default 262144.
     plugin_dirs : tuple of str
         Directories with stages of your own. Default: none.
     stage_options : mapping of str to mapping
@@ -128,7 +128,7 @@ class StoreConfig:
     posix_capacity_gb: float = 0
     compress_codec: str = "auto"
     partial_blocks_max: int = 16384
-    known_blocks_max: int = 1 << 20
+    known_blocks_max: int = 1 << 18
     plugin_dirs: tuple[str, ...] = ()
     stage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     ignored_keys: tuple[str, ...] = field(default=(), compare=False)

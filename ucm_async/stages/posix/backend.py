@@ -43,9 +43,11 @@ WRITERS: Final = "writers"
 QUARANTINE: Final = "quarantine"
 WRITER_NAME_BYTES: Final = len(WRITERS) + 1 + 16
 WRITER_FANOUT: Final = 16
-"""Directories that a writer spreads its files over: ext4 places new files near their directory, and looks long for a
-place where
-many were deleted lately. Creates in one directory were seen to cost ten times the usual then, in several not."""
+"""Directories that a writer spreads its files over.
+
+ext4 places new files near their directory, and looks long for a place where many were deleted lately: creates in one
+directory were seen to cost ten times the usual then, in several not.
+"""
 
 
 @dataclass(slots=True)

@@ -51,7 +51,6 @@ class PosixStage(Stage):
     def __init__(self, config: StoreConfig, lower: Lower | None) -> None:
         super().__init__(config, lower)
         self._layout = BlockLayout.of(config.block_size, config.shard_size)
-        self._known = KnownBlocks(config.known_blocks_max)
         self._writes = BlockWrites(self._layout.shards, config.partial_blocks_max)
         self._seeds = backend_seeds(tuple(config.storage_backends))
         self._backends: list[Backend] = []
@@ -77,8 +76,10 @@ class PosixStage(Stage):
             raise ConfigError(self._backends[0].error)
         self._direct = all(backend.direct for backend in self._backends if not backend.error)
         files = BlockFiles(self._backends)
-        load, dump = await asyncio.gather(
-            self._make_transfer("load", LOAD_POOL_THREADS), self._make_transfer("dump", DUMP_POOL_THREADS)
+        load, dump, self._known = await asyncio.gather(
+            self._make_transfer("load", LOAD_POOL_THREADS),
+            self._make_transfer("dump", DUMP_POOL_THREADS),
+            asyncio.to_thread(KnownBlocks, self.config.known_blocks_max),
         )
         namespace = self.config.namespace_fingerprint()
         self._files = files
