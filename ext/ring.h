@@ -21,6 +21,7 @@ struct slot {
     struct request *request;
     uint64_t bytes; /* what it counts against max_bytes */
     uint64_t done;  /* moved by earlier parts of a short transfer */
+    bool retried;   /* was given to the kernel again */
 };
 
 struct ring {
@@ -164,6 +165,7 @@ static inline void ring_take_slot(struct ring *ring, struct batch *batch, struct
     slot->request = request;
     slot->bytes = bytes;
     slot->done = 0;
+    slot->retried = false;
     ring->used++;
     ring->bytes += bytes;
     ring_append_ready(ring, slot);
@@ -226,25 +228,31 @@ static inline void ring_refused(struct ring *ring, int error)
     ring_finish_slot(ring, ring_pop_ready(ring), -error);
 }
 
+/* The kernel gave a slot back, but its request is not finished. */
+static inline void ring_again(struct ring *ring, struct slot *slot)
+{
+    ring_count_in_flight(ring, ring->in_flight - 1);
+    ring_count_waiting(ring, ring->waiting_requests + 1);
+    ring_append_ready(ring, slot);
+}
+
 /* The kernel answered: finish the request, or make the rest of a short transfer ready. */
 static inline void ring_answered(struct ring *ring, struct slot *slot, int64_t result)
 {
-    ring_count_in_flight(ring, ring->in_flight - 1);
     const struct request *request = slot->request;
     bool writing = request->opcode == OP_WRITE;
-    if (result < 0 || (!writing && request->opcode != OP_READ)) {
-        ring_finish_slot(ring, slot, result);
-        return;
-    }
-    slot->done += (uint64_t)result;
-    bool complete = slot->done >= request->length;
-    if (complete || result == 0 || !transfer_continues(request->fd, writing, (uint64_t)result)) {
+    bool whole = result < 0 || (!writing && request->opcode != OP_READ);
+    if (!whole) {
+        slot->done += (uint64_t)result;
+        if (slot->done < request->length && result > 0 && transfer_continues(request->fd, writing, (uint64_t)result)) {
+            ring_again(ring, slot);
+            return;
+        }
         /* A write that makes no progress is an error; a read has met the end of the file. */
-        ring_finish_slot(ring, slot, complete || !writing ? (int64_t)slot->done : -EIO);
-        return;
+        result = slot->done < request->length && writing ? -EIO : (int64_t)slot->done;
     }
-    ring_count_waiting(ring, ring->waiting_requests + 1);
-    ring_append_ready(ring, slot);
+    ring_count_in_flight(ring, ring->in_flight - 1);
+    ring_finish_slot(ring, slot, result);
 }
 
 /* One transfer as the kernel should see it. */

@@ -59,8 +59,6 @@ enum {
 
 #define URING_SQE_ASYNC (1u << 4) /* IOSQE_ASYNC */
 
-#define URING_SETUP_COOP_TASKRUN (1u << 8)
-
 #define URING_FEATURE_SINGLE_MMAP (1u << 0)
 #define URING_FEATURE_NODROP (1u << 1)
 #define URING_FEATURE_RW_CUR_POS (1u << 3) /* 5.6, as OP_READ and OP_WRITE are */

@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_the_descriptor(context: Any) -> None:
 
 def test_two_threads_never_crash(context: Any, file: int, data: U8) -> None:
     """Each call works or raises RuntimeError; every accepted batch comes back once."""
-    memory = np.zeros(100_000, np.uint8)
+    memory = np.zeros((3, 300, 2000), np.uint8)
     seen: list[Any] = []
     refused = [0]
     accepted = [0] * 3
@@ -232,7 +233,7 @@ def test_two_threads_never_crash(context: Any, file: int, data: U8) -> None:
 
     def work(me: int) -> None:
         for i in range(300):
-            requests = reads(file, memory[me * 30_000 :], 100, [me * 30_000 + 100 * k for k in range(20)])
+            requests = reads(file, memory[me, i], 100, [me * 30_000 + 100 * k for k in range(20)])
             try:
                 context.submit(requests, (me, i))
                 accepted[me] += 1
@@ -264,3 +265,26 @@ def test_reads_and_writes_are_not_mixed_up(context: Any, file: int) -> None:
         memory = np.zeros(8000, np.uint8)
         assert run(context, reads(file, memory, 1000, [i * 1000 for i in range(8)])) == [1000] * 8
         assert np.array_equal(memory, np.concatenate(news))
+
+
+@pytest.mark.parametrize("kind", [*MAKERS, "uring, asynchronous"])
+def test_the_thread_that_submits_may_end(kind: str, tmp_path: Path) -> None:
+    """The kernel ties some requests to their thread, and drops them when it ends. They are done all the same."""
+    body = noise(8 << 20)
+    path = tmp_path / "big"
+    path.write_bytes(body.tobytes())
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    for _ in range(5):
+        context = MAKERS["uring"](8, force_async=True) if "," in kind else MAKERS[kind]()
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        memory = np.zeros_like(body)
+        requests = reads(fd, memory, 1 << 18, [(1 << 18) * i for i in range(32)])
+        thread = threading.Thread(target=context.submit, args=(requests, "token"))
+        thread.start()
+        thread.join()
+        assert reap(context) == ["token"]
+        assert results(requests) == [1 << 18] * 32
+        assert np.array_equal(memory, body)
+        context.close()
+    os.close(fd)
