@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy.typing as npt
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import StoreConfig
     from .errors import StoreError
 
-__all__ = ["AsyncResource", "Batch", "Engine", "Lower", "Stage"]
+__all__ = ["AsyncResource", "Batch", "Engine", "Lower", "SmallLoad", "Stage"]
 
 
 class AsyncResource(ABC):
@@ -76,6 +76,24 @@ class Engine(AsyncResource):
         and submitted later.
         """
 
+    def submit_small(self, requests: npt.NDArray[Any], chunk: int, on_done: Callable[[], None]) -> bool:
+        """Start a batch that is over soon, with a call instead of a future: the short way for one small block.
+
+        Parameters
+        ----------
+        requests, chunk
+            As for `submit`. What is not I/O may run on the loop itself, so it must be little: some 128 KiB of copies,
+            and opens with ``FLAG_CACHED`` only.
+        on_done
+            Called on the loop when the batch is done. It must not raise.
+
+        Returns
+        -------
+        bool
+            False if the engine has no short way now; then nothing was started.
+        """
+        return False
+
     @abstractmethod
     def statistics(self) -> Mapping[str, Any]:
         """Return plain counters: at least ``requests``, ``batches``, ``bytes``, ``in_flight``."""
@@ -123,6 +141,33 @@ class Batch(Protocol):
 
         The first report of a row counts.
         """
+
+
+class SmallLoad(Protocol):
+    """A slice on the short way: what `Stage.begin_load` needs of it."""
+
+    @property
+    def ids(self) -> U8:
+        """As in `Batch`."""
+
+    @property
+    def shards(self) -> I64:
+        """As in `Batch`."""
+
+    @property
+    def addresses(self) -> U64:
+        """As in `Batch`."""
+
+    @property
+    def piece_sizes(self) -> tuple[int, ...]:
+        """Bytes of each piece of a row."""
+
+    @property
+    def gate(self) -> int:
+        """For ``REQUEST.gate``."""
+
+    def succeed(self) -> None:
+        """Report every row as OK."""
 
 
 class Lower(Protocol):
@@ -179,6 +224,23 @@ class Stage(AsyncResource):
     @abstractmethod
     async def load(self, batch: Batch) -> None:
         """Bring the rows of `batch` and report each. Failures are reports, not exceptions."""
+
+    def begin_load(self, one: SmallLoad, otherwise: Callable[[], None]) -> bool:
+        """Start a small load at once, without a worker and without waiting: the short way of an idle lane.
+
+        Parameters
+        ----------
+        one
+            A slice of few rows.
+        otherwise
+            Called, in place of a report, if the load must go the ordinary way after all; that way also finds out why.
+
+        Returns
+        -------
+        bool
+            False if the stage does not take it; then nothing was started.
+        """
+        return False
 
     @abstractmethod
     async def dump(self, batch: Batch) -> None:

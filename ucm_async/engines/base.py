@@ -8,7 +8,8 @@ array that was submitted is the array in which the results appear.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,8 +37,13 @@ class Context(Protocol):
         """Wait for everything, free it, and return the tokens that are left."""
 
 
-_Token = tuple[asyncio.Future[None], Requests]
-"""Travels through the context with the batch, and so keeps future and array alive whatever the caller drops."""
+_Token = tuple[Callable[[], None], Requests]
+"""Travels with the batch: what to call when it is done; and the array, kept alive whatever the caller drops."""
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class ContextEngine(Engine):
@@ -78,12 +84,16 @@ class ContextEngine(Engine):
         if self._closing is not None:
             raise StoreClosedError(f"the {self.name} engine is closed")
         future: asyncio.Future[None] = self._loop.create_future()
-        self._start(requests, (future, requests), chunk)
-        self._requests += len(requests)
-        self._batches += 1
-        self._in_flight += len(requests)
-        self._in_flight_max = max(self._in_flight_max, self._in_flight)
+        self._begin(requests, partial(_resolve, future), chunk)
         return future
+
+    def _begin(self, requests: Requests, on_done: Callable[[], None], chunk: int) -> None:
+        self._start(requests, (on_done, requests), chunk)
+        count = len(requests)
+        self._requests += count
+        self._batches += 1
+        self._in_flight += count
+        self._in_flight_max = max(self._in_flight_max, self._in_flight)
 
     def _start(self, requests: Requests, token: _Token, chunk: int) -> None:
         """Hand the batch to the context. `chunk` means nothing to a ring: its requests are all for themselves."""
@@ -92,11 +102,10 @@ class ContextEngine(Engine):
     def poll(self) -> int:
         """Take in what is done and settle its futures; the loop calls it, anyone may. Returns how many batches."""
         done: list[_Token] = self._context.reap()
-        for future, requests in done:
+        for on_done, requests in done:
             self._in_flight -= len(requests)
             self._count(requests)
-            if not future.done():
-                future.set_result(None)
+            on_done()
         if self._idle is not None and self._in_flight == 0 and not self._idle.done():
             self._idle.set_result(None)
         return len(done)
@@ -124,9 +133,8 @@ class ContextEngine(Engine):
             await self._idle
         self._loop.remove_reader(self._context.fileno())
         # Joining threads and freeing rings takes milliseconds, which the loop does not have.
-        for future, _ in await asyncio.to_thread(self._context.close):
-            if not future.done():
-                future.set_result(None)
+        for on_done, _ in await asyncio.to_thread(self._context.close):
+            on_done()
 
     def statistics(self) -> Mapping[str, Any]:
         """Return plain counters; ``waiting`` requests are not with the kernel yet, ``depth`` is how many may be."""

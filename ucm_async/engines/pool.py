@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..native import ThreadPool
@@ -27,6 +29,11 @@ class PoolEngine(ContextEngine):
     def __init__(self, threads: int, name: str = "ucm") -> None:
         self._pool = ThreadPool(threads, name)
         super().__init__(self._pool)
+
+    def submit_small(self, requests: Requests, chunk: int, on_done: Callable[[], None]) -> bool:
+        """See `ucm_async.abc.Engine.submit_small`; a thread runs the chains as it runs any others."""
+        self._begin(requests, on_done, chunk)
+        return True
 
     def _start(self, requests: Requests, token: _Token, chunk: int) -> None:
         self._pool.submit(requests, token, chunk)

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from anyio.abc import TaskGroup
 
@@ -14,6 +16,9 @@ from ..tasks import Slice, SliceBatch, make_batches
 from ..types import Status
 
 __all__ = ["Lane", "LaneStatistics"]
+
+SHORT_WAY_BYTES_MAX: Final = 128 << 10
+"""Larger slices are copied and checked by other threads, which the ordinary way is made for."""
 
 _log = logging.getLogger("ucm_async.pipeline")
 
@@ -26,6 +31,8 @@ class LaneStatistics:
     ----------
     slices, batches
         How many slices came, and how many batches they made: the difference was coalesced.
+    short_way
+        Small slices that an idle lane served at once, without a batch.
     queued, running
         Slices in the inboxes now, and batches in the stage now.
     dropped
@@ -34,6 +41,7 @@ class LaneStatistics:
 
     slices: int
     batches: int
+    short_way: int
     queued: int
     running: int
     dropped: int
@@ -57,17 +65,29 @@ class Lane:
         Slices that each inbox holds.
     batch_bytes
         Upper bound of a batch of several slices.
+    begin
+        Offered a small slice that finds its inbox empty, with what to call if it must be queued after all: see
+        `ucm_async.abc.Stage.begin_load`.
     """
 
     def __init__(
-        self, name: str, handler: Callable[[SliceBatch], Awaitable[None]], *, queues: int, depth: int, batch_bytes: int
+        self,
+        name: str,
+        handler: Callable[[SliceBatch], Awaitable[None]],
+        *,
+        queues: int,
+        depth: int,
+        batch_bytes: int,
+        begin: Callable[[Slice, Callable[[], None]], bool] | None = None,
     ) -> None:
         self.name = name
         self.queues = queues
         self._handler = handler
         self._batch_bytes = batch_bytes
         self._inboxes: list[asyncio.Queue[Slice]] = [asyncio.Queue(depth) for _ in range(queues)]
-        self._slices = self._batches = self._running = self._dropped = 0
+        self._begin = begin
+        self._slices = self._batches = self._running = self._dropped = self._short = 0
+        self._returning: set[asyncio.Task[None]] = set()
 
     def start(self, group: TaskGroup) -> None:
         """Start the workers; they end when `group` is cancelled."""
@@ -75,15 +95,34 @@ class Lane:
             group.start_soon(self._work, inbox, name=f"ucm-{self.name}-{number}")
 
     def put_nowait(self, one: Slice, queue: int) -> None:
-        """Put a slice into an inbox; `WouldBlock` if it is full."""
+        """Put a slice into an inbox; `WouldBlock` if it is full. A small one may be served at once instead."""
+        inbox = self._inboxes[queue]
+        if (
+            self._begin is not None
+            and inbox.empty()
+            and one.nbytes <= SHORT_WAY_BYTES_MAX
+            and self._begin(one, partial(self._put_after_all, one, queue))
+        ):
+            self._short += 1
+            return
         try:
-            self._inboxes[queue].put_nowait(one)
+            inbox.put_nowait(one)
         except asyncio.QueueFull:
             raise WouldBlock(f"{self.name}: inbox {queue} is full") from None
 
     async def put(self, one: Slice, queue: int) -> None:
         """Put a slice, waiting for room."""
         await self._inboxes[queue].put(one)
+
+    def _put_after_all(self, one: Slice, queue: int) -> None:
+        """Queue a slice that could not be served on the short way."""
+        self._short -= 1
+        try:
+            self._inboxes[queue].put_nowait(one)
+        except asyncio.QueueFull:
+            returning = asyncio.get_running_loop().create_task(self.put(one, queue))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
 
     async def _work(self, inbox: asyncio.Queue[Slice]) -> None:
         while True:
@@ -128,7 +167,8 @@ class Lane:
     def statistics(self) -> LaneStatistics:
         """Return the counts as they are now."""
         return LaneStatistics(
-            slices=self._slices,
+            slices=self._slices + self._short,
+            short_way=self._short,
             batches=self._batches,
             queued=sum(inbox.qsize() for inbox in self._inboxes),
             running=self._running,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from anyio.abc import TaskGroup
@@ -32,7 +32,7 @@ class Operator:
         self._left: dict[int, asyncio.Future[None]] = {}  # id(stage) -> done when the last batch has left it
         self._next_queue = 0
         bounds = {"queues": config.queue_number, "depth": config.queue_depth, "batch_bytes": config.slice_bytes}
-        self.load_lane = Lane(f"{stage.name}-load", self._load_batch, **bounds)
+        self.load_lane = Lane(f"{stage.name}-load", self._load_batch, begin=self._begin_load, **bounds)
         self.dump_lane = Lane(f"{stage.name}-dump", self._dump_batch, **bounds)
 
     def start(self, group: TaskGroup) -> None:
@@ -41,6 +41,9 @@ class Operator:
         self.dump_lane.start(group)
 
     # ---- driving the stage
+
+    def _begin_load(self, one: Slice, otherwise: Callable[[], None]) -> bool:
+        return self.stage.begin_load(one, otherwise)
 
     async def _load_batch(self, batch: SliceBatch) -> None:
         stage = self._enter()

@@ -33,6 +33,38 @@ class Slice:
         """Bytes of the caller's memory that the slice covers."""
         return (self.stop - self.start) * self.task.memory.row_bytes
 
+    @property
+    def ids(self) -> U8:
+        """Block ids of the rows."""
+        return self.task.ids[self.start : self.stop]
+
+    @property
+    def shards(self) -> I64:
+        """Shards of the rows."""
+        return self.task.shards[self.start : self.stop]
+
+    @property
+    def addresses(self) -> U64:
+        """Where the pieces of the rows lie."""
+        return self.task.memory.addresses[self.start : self.stop]
+
+    @property
+    def piece_sizes(self) -> tuple[int, ...]:
+        """Bytes of each piece."""
+        return self.task.memory.piece_sizes
+
+    @property
+    def gate(self) -> int:
+        """For ``REQUEST.gate``."""
+        return self.task.gate_address
+
+    def succeed(self) -> None:
+        """Settle every row, none of which was reported yet, as OK."""
+        self.status[:] = Status.OK
+        count, self.pending = self.pending, 0
+        self.task.rows_in(count)
+        self.task.slice_finished()
+
     def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
         """Settle `rows` (counted from the slice's start). The first report of a row counts."""
         fresh = self.status[rows] == PENDING
@@ -68,9 +100,9 @@ class SliceBatch:
         self.durability: Durability = first.durability
         self.piece_sizes: I64 = as_sizes(first.memory.piece_sizes)
         self._ends = np.cumsum([one.stop - one.start for one in slices])
-        self.ids: U8 = _join([one.task.ids[one.start : one.stop] for one in slices])
-        self.shards: I64 = _join([one.task.shards[one.start : one.stop] for one in slices])
-        self.addresses: U64 = _join([one.task.memory.addresses[one.start : one.stop] for one in slices])
+        self.ids: U8 = _join([one.ids for one in slices])
+        self.shards: I64 = _join([one.shards for one in slices])
+        self.addresses: U64 = _join([one.addresses for one in slices])
         self.gates: U64 = np.repeat(
             np.array([one.task.gate_address for one in slices], dtype=np.uint64),
             [one.stop - one.start for one in slices],

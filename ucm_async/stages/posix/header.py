@@ -18,6 +18,7 @@ __all__ = [
     "HeaderCheck",
     "check_headers",
     "header_bytes",
+    "header_template",
     "pack_headers",
     "seal_headers",
     "used_bytes",
@@ -103,6 +104,12 @@ def pack_headers(ids: U8, namespace: bytes, shard_size: int, checksums: npt.NDAr
     entries["raw_length"] = entries["stored_length"] = shard_size
     entries["checksum"] = checksums
     return out
+
+
+def header_template(namespace: bytes, shard_size: int, shard_count: int) -> bytes:
+    """Return a header with everything but the block's id and the checksums."""
+    nobody = np.zeros((1, 16), dtype=np.uint8)
+    return pack_headers(nobody, namespace, shard_size, np.zeros((1, shard_count), dtype=np.uint32)).tobytes()
 
 
 def seal_headers(headers: U8, checksums: npt.NDArray[np.uint32]) -> None:

@@ -10,6 +10,7 @@ from ...types import U8, Bools
 __all__ = ["KnownBlocks"]
 
 _STORED = np.uint64(1)
+_ONE = np.ones(1, dtype=np.uint64)
 
 
 class KnownBlocks:
@@ -39,7 +40,9 @@ class KnownBlocks:
 
     def add(self, ids: U8) -> None:
         """Remember blocks."""
-        if len(ids):
+        if len(ids) == 1:
+            self._table.put(ids, _ONE)
+        elif len(ids):
             self._table.put(np.ascontiguousarray(ids), np.full(len(ids), _STORED))
 
     def discard(self, ids: U8) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from ...abc import Batch, Engine, Lower, Stage
+from ...abc import Batch, Engine, Lower, SmallLoad, Stage
 from ...config import StoreConfig
 from ...engines.arena import Arena
 from ...engines.pool import make_pool
@@ -18,6 +18,7 @@ from ...errors import ConfigError
 from ...types import I64, U8, Bools
 from .backend import Backend, open_backend
 from .dump import Dumper
+from .express import ExpressLoads
 from .files import BlockFiles
 from .known import KnownBlocks
 from .layout import BlockLayout, backend_seeds, choose_backend
@@ -84,6 +85,9 @@ class PosixStage(Stage):
         namespace = self.config.namespace_fingerprint()
         self._files = files
         self._loader = Loader(self._layout, namespace, files, self._seeds, self._known, load)
+        self._express = None
+        if ExpressLoads.serves(self._layout):
+            self._express = ExpressLoads(self._layout, namespace, self._backends, self._seeds, self._known, load)
         self._dumper = Dumper(self._layout, namespace, files, self._seeds, self._known, dump, self._writes)
 
     def _open_one(self, path: str) -> Backend:
@@ -138,6 +142,8 @@ class PosixStage(Stage):
             await transfer.engine.aclose()
             await transfer.pool.aclose()
             transfer.arena.close()
+        if self._express is not None:
+            self._express.close()
         await asyncio.gather(*(asyncio.to_thread(backend.close) for backend in backends))
 
     # ---- the lanes
@@ -145,6 +151,10 @@ class PosixStage(Stage):
     async def load(self, batch: Batch) -> None:
         """See `ucm_async.abc.Stage.load`."""
         await self._loader.load(batch)
+
+    def begin_load(self, one: SmallLoad, otherwise: Callable[[], None]) -> bool:
+        """See `ucm_async.abc.Stage.begin_load`: one whole small block goes the short way."""
+        return self._express is not None and self._express.begin(one, otherwise)
 
     async def dump(self, batch: Batch) -> None:
         """See `ucm_async.abc.Stage.dump`."""
