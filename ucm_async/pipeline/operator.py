@@ -31,9 +31,18 @@ class Operator:
         self._users: dict[int, int] = {}  # id(stage) -> batches inside it
         self._left: dict[int, asyncio.Future[None]] = {}  # id(stage) -> done when the last batch has left it
         self._next_queue = 0
-        bounds = {"queues": config.queue_number, "depth": config.queue_depth, "batch_bytes": config.slice_bytes}
-        self.load_lane = Lane(f"{stage.name}-load", self._load_batch, begin=self._begin_load, **bounds)
-        self.dump_lane = Lane(f"{stage.name}-dump", self._dump_batch, **bounds)
+        queues, depth, batch_bytes = config.queue_number, config.queue_depth, config.slice_bytes
+        self.load_lane = Lane(
+            f"{stage.name}-load",
+            self._load_batch,
+            queues=queues,
+            depth=depth,
+            batch_bytes=batch_bytes,
+            begin=self._begin_load,
+        )
+        self.dump_lane = Lane(
+            f"{stage.name}-dump", self._dump_batch, queues=queues, depth=depth, batch_bytes=batch_bytes
+        )
 
     def start(self, group: TaskGroup) -> None:
         """Start the workers of both lanes."""
