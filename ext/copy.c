@@ -20,13 +20,6 @@ struct open_how_v0 {
 /* O_DIRECT ends on a boundary of the device unless the file ends. */
 enum { SECTOR_BYTES = 512 };
 
-/* What one run remembers for the requests that follow. */
-struct job {
-    int fd;           /* of the last OP_OPEN, or a negative errno for those that are linked to it */
-    int64_t previous; /* result of the request before */
-    bool well;        /* all requests so far did what they should */
-};
-
 /* -errno of a failed system call, its value otherwise. */
 static int64_t outcome(int64_t returned)
 {
@@ -192,11 +185,6 @@ enum { PIECE_BYTES = 64 * 1024 };
 /* From here on a batch of copies is larger than a core's caches; what is copied goes past them. */
 enum { STREAMING_BYTES = 64 * 1024 };
 
-bool request_is_cancelled(const struct request *request)
-{
-    return request->gate && gate_is_closed(pointer_to(request->gate));
-}
-
 static int64_t in_pieces(const struct request *request, uint32_t value, const char *source, char *target)
 {
     uint32_t *gate = pointer_to(request->gate);
@@ -261,10 +249,6 @@ static int64_t perform_file(int fd, const struct request *request)
 
 static int64_t perform_data(int fd, const struct request *request)
 {
-    /* The kernel's own transfer cannot be held off by a gate; a cancelled one is at least not begun. */
-    if (request_is_cancelled(request)) {
-        return -ECANCELED;
-    }
     switch (request->opcode & OP_MASK) {
     case OP_READ:
         return transfer(fd, request, false);
@@ -277,59 +261,121 @@ static int64_t perform_data(int fd, const struct request *request)
     }
 }
 
+static bool is_memory(uint32_t opcode)
+{
+    return opcode == OP_COPY || opcode == OP_CHECKSUM;
+}
+
 static int64_t perform_memory(const struct request *request, const struct job *job)
 {
-    uint32_t value = 0;
-    if (request->opcode & FLAG_CHAIN) {
-        if (job->previous < 0) {
-            return job->previous == PENDING_RESULT ? -EINVAL : -ECANCELED;
-        }
-        value = (uint32_t)job->previous;
-    }
+    uint32_t value = request->opcode & FLAG_CHAIN ? (uint32_t)job->previous : 0;
     return (request->opcode & OP_MASK) == OP_COPY ? perform_copy(request, value) : perform_checksum(request, value);
 }
 
-static int64_t perform_one(const struct request *request, struct job *job)
+static int64_t perform_one(const struct request *request, const struct job *job)
+{
+    uint32_t opcode = request->opcode & OP_MASK;
+    if (opcode == OP_NOP) {
+        return 0;
+    }
+    if (is_memory(opcode)) {
+        return perform_memory(request, job);
+    }
+    int fd = job_descriptor(job, request);
+    return request_is_data(request) ? perform_data(fd, request) : perform_file(fd, request);
+}
+
+/* ---- the requests of a chain ---- */
+
+struct job job_begin(void)
+{
+    return (struct job){.fd = -EBADF, .well = true, .previous = PENDING_RESULT};
+}
+
+static int64_t refusal_of_data(const struct request *request)
+{
+    uint32_t opcode = request->opcode & OP_MASK;
+    if ((opcode == OP_READV || opcode == OP_WRITEV) && request->length > IOVECS_MAX) {
+        return -EINVAL;
+    }
+    /* The kernel's own transfer cannot be held off by a gate; a cancelled one is at least not begun. */
+    return request->gate && gate_is_closed(pointer_to(request->gate)) ? -ECANCELED : 0;
+}
+
+int64_t job_refusal(const struct job *job, const struct request *request)
 {
     uint32_t opcode = request->opcode & OP_MASK;
     if (request->opcode & ~(OP_MASK | FLAG_ALL)) {
         return -EINVAL;
     }
-    if (opcode == OP_COPY || opcode == OP_CHECKSUM) {
-        return perform_memory(request, job);
+    if ((request->opcode & FLAG_IF_WELL) && !job->well) {
+        return -ECANCELED;
     }
-    if (opcode == OP_NOP) {
-        return 0;
+    if (is_memory(opcode)) {
+        bool broken = (request->opcode & FLAG_CHAIN) && job->previous < 0;
+        int64_t why = job->previous == PENDING_RESULT ? -EINVAL : -ECANCELED;
+        return broken ? why : 0;
     }
-    bool linked = request->opcode & FLAG_LINK;
-    if (linked && job->fd < 0) {
+    if (opcode != OP_NOP && (request->opcode & FLAG_LINK) && job->fd < 0) {
         return job->fd;
     }
-    int fd = linked ? job->fd : request->fd;
-    int64_t result = opcode >= OP_READ && opcode <= OP_WRITEV ? perform_data(fd, request) : perform_file(fd, request);
-    if (opcode == OP_OPEN) {
-        job->fd = result < 0 ? -ECANCELED : (int)result;
-    } else if (opcode == OP_CLOSE && linked) {
-        job->fd = -EBADF; /* the number may belong to somebody else by now */
+    return request_is_data(request) ? refusal_of_data(request) : 0;
+}
+
+int job_descriptor(const struct job *job, const struct request *request)
+{
+    return request->opcode & FLAG_LINK ? job->fd : request->fd;
+}
+
+uint64_t request_bytes(const struct request *request)
+{
+    uint32_t opcode = request->opcode & OP_MASK;
+    if (opcode == OP_READ || opcode == OP_WRITE) {
+        return request->length;
     }
-    return result;
+    const struct iovec *vectors = pointer_to(request->address);
+    uint64_t total = 0;
+    for (size_t i = 0; i < request->length; i++) {
+        total += vectors[i].iov_len;
+    }
+    return total;
 }
 
 static bool went_well(const struct request *request, int64_t result)
 {
+    return result >= 0 && (!request_is_data(request) || (uint64_t)result == request_bytes(request));
+}
+
+/* A refused OP_OPEN or OP_CLOSE comes here, too: it has opened or closed nothing. */
+static void remember_descriptor(struct job *job, const struct request *request, int64_t result, bool ran)
+{
     uint32_t opcode = request->opcode & OP_MASK;
-    bool data = opcode >= OP_READ && opcode <= OP_WRITEV;
-    return result >= 0 && (!data || (uint64_t)result == request_bytes(request));
+    if (opcode == OP_OPEN) {
+        job->fd = result < 0 ? -ECANCELED : (int)result;
+    } else if (opcode == OP_CLOSE && (request->opcode & FLAG_LINK) && ran) {
+        job->fd = -EBADF; /* the number may belong to somebody else by now */
+    }
+}
+
+void job_settle(struct job *job, struct request *request, int64_t result)
+{
+    job->previous = result;
+    job->well = job->well && went_well(request, result);
+    request_publish(request, result);
+}
+
+void job_perform(struct job *job, struct request *request)
+{
+    int64_t refusal = job_refusal(job, request);
+    int64_t result = refusal ? refusal : perform_one(request, job);
+    remember_descriptor(job, request, result, !refusal);
+    job_settle(job, request, result);
 }
 
 void perform(struct request *requests, size_t count)
 {
-    struct job job = {.fd = -EBADF, .previous = PENDING_RESULT, .well = true};
+    struct job job = job_begin();
     for (size_t i = 0; i < count; i++) {
-        struct request *request = &requests[i];
-        bool skipped = (request->opcode & FLAG_IF_WELL) && !job.well;
-        job.previous = skipped ? -ECANCELED : perform_one(request, &job);
-        job.well = job.well && went_well(request, job.previous);
-        request_publish(request, job.previous);
+        job_perform(&job, &requests[i]);
     }
 }

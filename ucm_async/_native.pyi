@@ -11,7 +11,12 @@ The contexts (`ThreadPool`, `AioContext`, `UringContext`) share one contract, so
   returns the tokens of finished batches, each once, in order of completion.
 - ``close()`` waits (without the GIL) until everything submitted has completed, then frees; tokens not yet reaped are
   returned by it as a list. Idempotent (then an empty list). A submit after it raises ValueError. Deallocation without close() does the same.
-- A context is used from one thread at a time (a second thread gets RuntimeError, never a crash).
+- A context is used from one thread at a time (a second thread gets RuntimeError, never a crash). The thread may change, and end.
+- After ``close()``: ``reap()`` returns an empty list, ``fileno()`` raises ValueError. In a forked child every call raises RuntimeError;
+  deallocation there frees what is the child's and leaves the parent's threads and rings alone.
+- Arguments out of range raise ValueError (an array that is no multiple of REQUEST_BYTES or not aligned to 8 bytes, ``threads``, ``depth``,
+  ``chunk``), a read-only or non-contiguous array BufferError or ValueError, what is no buffer TypeError. Nothing is submitted then.
+- A data request whose gate is closed when its turn comes ends with -ECANCELED; one that has started is not stopped.
 """
 
 from collections.abc import Sequence
@@ -73,7 +78,10 @@ class AioContext:
     """Linux native AIO (io_submit with IOCB_FLAG_RESFD). OP_READ, OP_WRITE, OP_READV, OP_WRITEV; others end with -EINVAL."""
 
     def __init__(self, depth: int, max_bytes: int = 0) -> None:
-        """At most `depth` requests and `max_bytes` bytes (0: no bound; one request always fits) are with the kernel; the rest waits here."""
+        """At most `depth` requests (1 ... 32768) and `max_bytes` bytes (0: no bound; one request always fits) are with the kernel; the rest waits here.
+
+        Raises OSError: EAGAIN where the system's aio-max-nr is used up, ENOSYS or EPERM where native AIO is not to be had.
+        """
     def submit(self, requests: Buffer, token: object, /) -> None: ...
     def reap(self) -> list[Any]: ...
     def fileno(self) -> int: ...
@@ -87,7 +95,10 @@ class UringContext:
     """io_uring over raw system calls. Opcodes as AioContext."""
 
     def __init__(self, depth: int, max_bytes: int = 0, force_async: bool = False) -> None:
-        """`force_async` sets IOSQE_ASYNC (buffered files)."""
+        """Bounds as AioContext. `force_async` sets IOSQE_ASYNC (buffered files).
+
+        Raises OSError: ENOSYS, EPERM (seccomp, kernel.io_uring_disabled), or as io_uring_setup(2).
+        """
     def register_memory(self, address: int, length: int, /) -> bool:
         """Make one range a registered buffer (READ/WRITE inside it become *_FIXED); False if the kernel refuses (RLIMIT_MEMLOCK ...). Once, before the first submit."""
     def submit(self, requests: Buffer, token: object, /) -> None: ...
@@ -105,7 +116,8 @@ class Mapping:
     def __init__(self, length: int, fd: int = -1, huge: bool = True) -> None:
         """Map `length` bytes: anonymous (fd -1; MADV_HUGEPAGE, then populate), or shared from offset 0 of `fd` (touch each 2 MiB, then MADV_COLLAPSE).
 
-        Prefaults without the GIL. Raises OSError where mmap fails.
+        Prefaults without the GIL. Raises OSError where mmap fails or the pages cannot be had (ENOSPC: the file system of `fd` is full;
+        ENOMEM), ValueError where `length` is not positive or the file is shorter.
         """
     address: int
     length: int
@@ -115,9 +127,14 @@ class Mapping:
 
 @final
 class IdTable:
-    """A bounded set-associative map from 16-byte ids to a non-zero uint64; forgets old entries when a set is full. Batch calls, no Python object an entry."""
+    """A bounded set-associative map from 16-byte ids to a non-zero uint64; forgets old entries when a set is full. Batch calls, no Python object an entry.
 
-    def __init__(self, capacity: int) -> None: ...
+    Thread-safe: the GIL is the lock, and a large batch gives it up every 2048 ids, so it never holds it longer than tens of microseconds.
+    What was looked up since its set was last full stays longer. About 32 bytes an entry of `capacity`, used as it fills.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Room for `capacity` ids, of which one in twenty may be forgotten early; ``capacity`` tells the exact bound, a quarter larger."""
     def get(self, ids: Buffer, out: Buffer, /) -> int:
         """out[i] (uint64) = value of ids[i], 0 if absent. Returns how many were found."""
     def put(self, ids: Buffer, values: Buffer, /) -> None: ...

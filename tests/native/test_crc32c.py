@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -103,3 +108,35 @@ def test_wrong_arguments() -> None:
         native.crc32c("text")
     with pytest.raises((BufferError, ValueError)):
         native.crc32c(np.zeros((4, 4), np.uint8)[:, ::2])
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels as they are on a processor without the instruction."""
+    source = Path(__file__).parents[2] / "ext" / "crc32c.c"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not source.exists() or not compiler:
+        pytest.skip("needs the C sources and a compiler")
+    library = tmp_path_factory.mktemp("portable") / "crc32c.so"
+    flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror", "-DUCM_PORTABLE_CRC32C"]
+    # The preloaded sanitizer, if there is one, is for the extension and not for the compiler.
+    subprocess.run([compiler, *flags, source, "-o", library], check=True, env={"PATH": "/usr/local/bin:/usr/bin:/bin"})
+    made = ctypes.CDLL(str(library))
+    made.crc32c_setup()
+    made.crc32c_in_hardware.restype = ctypes.c_bool
+    made.crc32c_update.restype = made.crc32c_copy.restype = ctypes.c_uint32
+    return made
+
+
+def test_the_portable_kernels_say_the_same(portable: ctypes.CDLL) -> None:
+    assert not portable.crc32c_in_hardware()
+    data = noise(5000)
+    for length in [*range(40), 767, 768, 769, 1536, 4999]:
+        piece = data[1 : 1 + length]
+        where, size = ctypes.c_void_p(address_of(piece)), ctypes.c_size_t(length)
+        wanted = native.crc32c(piece, 77)
+        assert portable.crc32c_update(77, where, size) == wanted
+        target = np.full(length + 2, 0xEE, np.uint8)
+        copied = portable.crc32c_copy(77, ctypes.c_void_p(address_of(target) + 1), where, size, ctypes.c_bool(True))
+        assert copied == wanted
+        assert np.array_equal(target[1:-1], piece) and target[0] == target[-1] == 0xEE
