@@ -26,6 +26,9 @@ from .writes import BlockWrite, BlockWrites
 __all__ = ["Dumper"]
 
 GATE_CLOSED: Final = -1
+CLAIM_PATIENCE_S: Final = 0.05
+"""Who waits for what another task writes looks this often whether its own still wants it."""
+
 _NONE: Final = np.zeros(0, dtype=np.int64)
 
 
@@ -48,8 +51,10 @@ class _Writing:
     direct
         True if the kernel reads the caller's memory itself.
     failed
-        By group: the errno that ended it, 0 as long as all is well, `GATE_CLOSED` if its task settled before the
-        bytes were taken.
+        By group: the errno that ended it, 0 as long as all is well, `GATE_CLOSED` if a task of its rows settled before
+        the bytes were taken.
+    lost
+        Bool (g,): of a group that failed, the file is gone, or what is in it cannot be relied on.
     """
 
     batch: Batch
@@ -61,6 +66,7 @@ class _Writing:
     wanted: list[int]
     completes: Bools
     failed: I64
+    lost: Bools
     slots: I64 = field(default_factory=lambda: _NONE)
     commits: I64 = field(default_factory=lambda: _NONE)
     direct: bool = False
@@ -98,9 +104,14 @@ class Dumper:
             part, rows = rows[:cut], rows[cut:]
             while len(part):
                 part = await self._dump_rows(batch, part)
+                part = part[batch.live()[part]]
 
     async def _dump_rows(self, batch: Batch, rows: I64) -> I64:
-        """Write what can be claimed; returns the rows that somebody else was writing, when that has changed."""
+        """Write what can be claimed; returns the rows to be tried again.
+
+        These are the ones that somebody else was writing, when that has changed, and those whose block another task of
+        the batch gave up.
+        """
         rows = await self._skip_stored(batch, rows)
         if not len(rows):
             return rows
@@ -109,15 +120,18 @@ class Dumper:
             try:
                 await self._write(writing)
             except BaseException:
-                writing.failed[writing.failed == 0] = errno.EIO
+                writing.lost |= writing.failed == 0
+                writing.failed[writing.lost] = errno.EIO
                 raise
             finally:
                 await self._settle(writing)
         for block_id in {batch.ids[row].tobytes() for row in theirs.tolist()}:
             change = self._writes.changed(block_id)
-            if change is not None:
-                await change
-        return theirs
+            while change is not None and not await patient(change, CLAIM_PATIENCE_S) and batch.live()[theirs].any():
+                pass
+        if writing is None:
+            return theirs
+        return np.concatenate((theirs, writing.rows[(writing.failed == GATE_CLOSED)[writing.group]]))
 
     async def _skip_stored(self, batch: Batch, rows: I64) -> I64:
         """Report the rows of blocks that are stored already; returns the others."""
@@ -166,7 +180,8 @@ class Dumper:
             writes,
             wanted,
             completes,
-            np.zeros(len(ids), dtype=np.int64),
+            failed=np.zeros(len(ids), dtype=np.int64),
+            lost=np.zeros(len(ids), dtype=np.bool_),
         ), theirs
 
     # ---- the steps of a write; each leaves out the groups that failed before
@@ -266,6 +281,9 @@ class Dumper:
             # A write that came back short without an error met the end of the space.
             writing.failed[fine[i]] = -errors[0] if errors else errno.ENOSPC
             self.transfer.counts["write_errors"] += 1
+        # After a failed fdatasync or close nobody knows what of the file is on the medium, and asking again does not help.
+        ends = results[:, -3:-1]
+        writing.lost[fine] = ((ends < 0) & (ends != -errno.ECANCELED)).any(axis=1)
 
     def _plan_slots(self, writing: _Writing) -> tuple[rq.Requests, I64, I64, object]:
         layout = self._layout
@@ -333,29 +351,36 @@ class Dumper:
             await self._files.unlink_own(ids[lost], backend[lost], pool)
             counts["commits_lost"] += int(lost.sum())
         done = result == 0
-        if writing.batch.durability == "synced":
-            await self._files.sync_directories(ids[done], backend[done], pool)
-        self._known.add(ids[done | lost])
-        writing.failed[whole] = np.where(lost, 0, -result)
         counts["commits"] += int(done.sum())
+        self._known.add(ids[done | lost])
+        result[lost] = 0
+        if writing.batch.durability == "synced":
+            result[done] = await self._files.sync_directories(ids[done], backend[done], pool)
+            result[lost] = await self._files.sync(ids[lost], backend[lost], pool)
+        writing.lost[whole] |= done | lost | (result == -errno.ENOENT)
+        writing.failed[whole] = -result
 
     # ---- the end
 
     async def _settle(self, writing: _Writing) -> None:
         """Give the claims back, remove files that hold nothing, report."""
-        for g, write in enumerate(writing.writes):
-            if writing.failed[g]:
-                self._writes.failed(write, writing.wanted[g], file_lost=bool(writing.completes[g]))
-        empty = (writing.failed != 0) & np.array([write.done == 0 for write in writing.writes])
+        writes, wanted, lost = self._writes, writing.wanted, writing.lost.tolist()
+        empty = np.zeros(len(lost), dtype=np.bool_)
+        for g in np.flatnonzero(writing.failed).tolist():
+            empty[g] = writes.close_if_empty(writing.writes[g], wanted[g], file_lost=lost[g])
         if empty.any():
             await self._files.unlink_own(writing.ids[empty], writing.backend[empty], self.transfer.pool)
         for g, write in enumerate(writing.writes):
-            if writing.failed[g]:
-                continue
-            if writing.completes[g]:
-                self._writes.committed(write)
+            if empty[g]:
+                writes.failed(write, writes.full, file_lost=True)
+            elif writing.failed[g] == GATE_CLOSED:  # nothing was written
+                writes.failed(write, wanted[g] & ~write.done, file_lost=False)
+            elif writing.failed[g]:
+                writes.failed(write, wanted[g], file_lost=lost[g])
+            elif writing.completes[g]:
+                writes.committed(write)
             else:
-                self._writes.shards_in(write, writing.wanted[g])
+                writes.shards_in(write, wanted[g])
         self._report(writing)
         await self._drop_surplus()
 

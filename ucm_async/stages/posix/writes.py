@@ -97,6 +97,17 @@ class BlockWrites:
         """Say that the block has its name: nothing is under way any more."""
         self._forget(write)
 
+    def close_if_empty(self, write: BlockWrite, wanted: int, *, file_lost: bool) -> bool:
+        """Tell whether nothing is left of a block when the claimed shards `wanted` have failed.
+
+        Nobody can claim a shard of it then until `failed` is called with every shard: its file is about to go, and the
+        next one has the same name.
+        """
+        if write.busy & ~wanted or (not file_lost and write.done & ~wanted):
+            return False
+        write.busy = self.full
+        return True
+
     def failed(self, write: BlockWrite, wanted: int, *, file_lost: bool) -> None:
         """Give claimed shards back. With `file_lost`, those that were in are gone too."""
         write.busy &= ~wanted
@@ -118,12 +129,12 @@ class BlockWrites:
         write.waiters.append(waiter)
         return waiter
 
-    def discard(self, block_id: bytes) -> BlockWrite | None:
-        """Drop an incomplete block that nobody is writing; returns it if there was one."""
+    def close_idle(self, block_id: bytes) -> BlockWrite | None:
+        """Close an incomplete block that nobody is writing, as `close_if_empty`; returns it if there was one."""
         write = self._writes.get(block_id)
         if write is None or write.busy:
             return None
-        self._forget(write)
+        write.busy = self.full
         return write
 
     def surplus(self) -> list[BlockWrite]:
