@@ -8,7 +8,6 @@
 
 #include <stdbool.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { WAYS = 10, GROUP = 16, IDS_AT_ONCE = 2048, ID_BYTES = 16, LINE_BYTES = 64 };
 
@@ -40,7 +39,7 @@ struct place {
 
 struct idtable_object {
     PyObject_HEAD
-    struct bucket *buckets; /* mapped, so that untouched ones cost nothing */
+    struct bucket *buckets;
     uint64_t bucket_count;
     size_t length;
 };
@@ -382,7 +381,7 @@ static PyObject *idtable_new(PyTypeObject *type, PyObject *args, PyObject *keywo
     size_t bytes = table_bytes(self);
     Py_BEGIN_ALLOW_THREADS
     (void)madvise(mapped, bytes, MADV_HUGEPAGE);
-    (void)madvise(mapped, bytes, 23 /* MADV_POPULATE_WRITE; not in old headers */);
+    (void)madvise(mapped, bytes, MADV_POPULATE_WRITE);
     Py_END_ALLOW_THREADS
     return (PyObject *)self;
 }

@@ -7,6 +7,7 @@
 #endif
 
 #include <stdint.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #if !defined(__linux__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ || UINTPTR_MAX != UINT64_MAX
@@ -21,6 +22,13 @@
 #endif
 #ifndef SYS_openat2
 #define SYS_openat2 437
+#endif
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
 #endif
 
 static inline void *pointer_to(uint64_t address)

@@ -130,7 +130,7 @@ class IdTable:
     """A bounded set-associative map from 16-byte ids to a non-zero uint64; forgets old entries when a set is full. Batch calls, no Python object an entry.
 
     Thread-safe: the GIL is the lock, and a large batch gives it up every 2048 ids, so it never holds it longer than tens of microseconds.
-    What was looked up since its set was last full stays longer. About 32 bytes an entry of `capacity`, used as it fills.
+    What was looked up since its set was last full stays longer. About 32 bytes an entry of `capacity`, taken at once.
     """
 
     def __init__(self, capacity: int) -> None:
