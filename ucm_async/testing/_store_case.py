@@ -13,7 +13,17 @@ import pytest_asyncio
 from ..store import Store, _Opening, open_store
 from ..types import I64, U8, Status, block_ids
 
-__all__ = ["BLOCK_BYTES", "SHARDS", "SHARD_BYTES", "Opener", "StoreCase", "all_ok", "make_blocks", "statuses", "to_shards"]
+__all__ = [
+    "BLOCK_BYTES",
+    "SHARDS",
+    "SHARD_BYTES",
+    "Opener",
+    "StoreCase",
+    "all_ok",
+    "make_blocks",
+    "statuses",
+    "to_shards",
+]
 
 SHARD_BYTES: Final = 16 << 10
 SHARDS: Final = 4
@@ -64,7 +74,12 @@ class StoreCase:
     @pytest.fixture
     def opener(self, store_keys: dict[str, Any]) -> Opener:
         """A function that opens a store; its keywords are configuration keys, over those of `store_keys`."""
-        geometry = {"block_size": BLOCK_BYTES, "shard_size": SHARD_BYTES, "namespace": "suite", "staging_buffer_gb": 0.002}
+        geometry = {
+            "block_size": BLOCK_BYTES,
+            "shard_size": SHARD_BYTES,
+            "namespace": "suite",
+            "staging_buffer_gb": 0.002,
+        }
 
         def opening(**changes: Any) -> _Opening:
             return open_store(self.pipeline, **(geometry | store_keys | changes))

@@ -35,7 +35,9 @@ class IndexTests(StoreCase):
         assert await store.lookup_on_prefix(ids) == -1
         assert {one.name for one in statuses(await store.load(ids, None, data))} == {"MISS"}
 
-    @pytest.mark.parametrize(("count", "hole", "last"), [(1, None, 0), (5, 0, -1), (5, 3, 2), (300, None, 299), (300, 170, 169)])
+    @pytest.mark.parametrize(
+        ("count", "hole", "last"), [(1, None, 0), (5, 0, -1), (5, 3, 2), (300, None, 299), (300, 170, 169)]
+    )
     async def test_prefix(self, store: Store, count: int, hole: int | None, last: int) -> None:
         """The prefix ends at the first id that is not stored, however many follow."""
         ids, data = make_blocks(count)

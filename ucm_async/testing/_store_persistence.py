@@ -52,7 +52,9 @@ class _OtherProcess:
     async def start(cls, config: StoreConfig) -> _OtherProcess:
         pipe = asyncio.subprocess.PIPE
         keys = json.dumps(config.as_dict())
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", OTHER_PROCESS, keys, stdin=pipe, stdout=pipe)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", OTHER_PROCESS, keys, stdin=pipe, stdout=pipe
+        )
         return cls(process)
 
     async def ask(self, word: str) -> Any:
@@ -178,7 +180,9 @@ class PersistenceTests(StoreCase):
     @pytest.mark.parametrize(
         "changes", [{"namespace": "another"}, {"shard_size": 2 * SHARD_BYTES}, {"block_size": BLOCK_BYTES * 2}], ids=str
     )
-    async def test_namespaces_do_not_see_each_other(self, store: Store, opener: Opener, changes: dict[str, Any]) -> None:
+    async def test_namespaces_do_not_see_each_other(
+        self, store: Store, opener: Opener, changes: dict[str, Any]
+    ) -> None:
         """Not in a lookup, a load, a dump or a delete; another geometry is another namespace."""
         ids, data = make_blocks(3)
         assert all_ok(await store.dump(ids, None, data))
@@ -198,7 +202,7 @@ class PersistenceTests(StoreCase):
 
     # ---- damage
 
-    @pytest.mark.parametrize("where", [0.0, 0.02, 0.3, 0.6, 0.97])
+    @pytest.mark.parametrize("where", [0.0, 0.002, 0.3, 0.6, 0.97])
     async def test_a_flipped_bit_is_corrupt_once_then_a_miss(
         self, store: Store, store_keys: dict[str, Any], where: float
     ) -> None:

@@ -89,7 +89,12 @@ class TaskTests(StoreCase):
         async def wait() -> object:
             return await task
 
-        results = [*await asyncio.gather(*(wait() for _ in range(5))), await task, await store.wait(task), task.result()]
+        results = [
+            *await asyncio.gather(*(wait() for _ in range(5))),
+            await task,
+            await store.wait(task),
+            task.result(),
+        ]
         assert all(result is results[0] for result in results)
 
     async def test_check_never_blocks(self, store: Store) -> None:
@@ -319,8 +324,10 @@ class LifeTests(StoreCase):
 
         async def use() -> None:
             try:
-                await (store.aclose() if verb == "aclose" else store.wait(task) if verb == "wait" else _call(verb, store))
-            except BaseException as error:  # noqa: BLE001 (told to the test)
+                await (
+                    store.aclose() if verb == "aclose" else store.wait(task) if verb == "wait" else _call(verb, store)
+                )
+            except BaseException as error:
                 caught.append(error)
 
         thread = threading.Thread(target=lambda: asyncio.run(use()))
