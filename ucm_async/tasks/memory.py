@@ -87,10 +87,11 @@ def memory_of_buffers(
         raise ValueError(f"{name}: {len(buffers)} rows, must be {rows}, one for each id")
     if not isinstance(buffers[0], (list, tuple)):
         addresses, sizes, exports = _export(name, buffers, writable, width=0)
-        wrong = np.flatnonzero(sizes != row_bytes)
-        if len(wrong):
+        fits = sizes == row_bytes
+        if not fits.all():
             exports.release()
-            raise ValueError(f"{name}[{wrong[0]}]: {sizes[wrong[0]]} bytes, must be {row_bytes}")
+            wrong = int(fits.argmin())
+            raise ValueError(f"{name}[{wrong}]: {sizes[wrong]} bytes, must be {row_bytes}")
         return Memory(addresses.reshape(rows, 1), (row_bytes,), release=exports.release)
     return _pieces(name, buffers, rows, row_bytes, tensor_sizes, writable)
 

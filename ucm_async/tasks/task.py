@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Generator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -180,7 +180,10 @@ class Task:
 
     def count_statuses(self) -> list[int]:
         """Count the rows of a settled task by status."""
-        counts: list[int] = np.bincount(self.result().status, minlength=len(Status)).tolist()
+        status = self.result().status
+        if not status.any():
+            return [len(status), *_NO_FAILURES]
+        counts: list[int] = np.bincount(status, minlength=len(Status)).tolist()
         return counts
 
     def settle(self, rest: Status) -> bool:
@@ -193,7 +196,8 @@ class Task:
         if self._gate is not None and self.pending:
             self._gate.close()  # from here on no thread is inside the caller's memory, and none enters
         status = self._work.copy()
-        status[status == PENDING] = rest
+        if self.pending:
+            status[status == PENDING] = rest
         status.flags.writeable = False
         settled = self.pending == 0 or not self.memory.direct
         self._result = TaskResult(status, FailureSet(status, self._errors, self.ids, self.shards), settled)
@@ -204,3 +208,6 @@ class Task:
                 waiter.set_result(None)
         self._waiters.clear()
         return True
+
+
+_NO_FAILURES: Final = [0] * (len(Status) - 1)
