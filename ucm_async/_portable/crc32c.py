@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .memory import Data
+from .memory import Data, array_of
 
 POLYNOMIAL: Final = 0x82F63B78
 ALL_ONES: Final = 0xFFFFFFFF
@@ -27,8 +27,10 @@ Words = npt.NDArray[np.uint32]
 
 def crc32c(data: Data, value: int = 0, /) -> int:
     """Return the CRC-32C of `data`, going on from `value`."""
-    octets = np.frombuffer(data, dtype=np.uint8)
-    register = (int(value) ^ ALL_ONES) & ALL_ONES
+    if not 0 <= value <= ALL_ONES:
+        raise OverflowError(f"value: {value}, must fit in 32 bits")
+    octets = array_of(data, np.uint8, "data")
+    register = value ^ ALL_ONES
     for start in range(0, len(octets), CHUNK_BYTES):
         register = _advance(register, octets[start : start + CHUNK_BYTES])
     return register ^ ALL_ONES

@@ -49,13 +49,15 @@ def run(batch: op.Requests) -> None:
 
 
 def _went_well(row: Row, result: int) -> bool:
+    if result < 0:
+        return False
     opcode, _, _, address, length, _, _ = row
     code = opcode & op.OP_MASK
     if code in (op.OP_READ, op.OP_WRITE):
         return result == length
     if code in (op.OP_READV, op.OP_WRITEV):
         return result == sum(map(len, iovecs_of(address, length)))
-    return result >= 0
+    return True
 
 
 def _run_one(row: Row, job: _Job) -> int:
@@ -67,7 +69,7 @@ def _run_one(row: Row, job: _Job) -> int:
         start = job.previous if opcode & op.FLAG_CHAIN else 0
         if start < 0:
             return -errno.EINVAL if start == op.PENDING_RESULT else CANCELED
-        return _copy(address, offset if code == op.OP_COPY else 0, length, gate, start)
+        return _copy(address, offset if code == op.OP_COPY else None, length, gate, start)
     if code == op.OP_NOP:
         return 0
     linked = bool(opcode & op.FLAG_LINK)
@@ -97,10 +99,12 @@ def _call(opcode: int, fd: int, offset: int, address: int, length: int) -> int:
         return -errno.EINVAL
 
 
-def _copy(target: int, source: int, length: int, gate: int, value: int) -> int:
+def _copy(target: int, source: int | None, length: int, gate: int, value: int) -> int:
+    if length and (not target or source == 0):
+        return -errno.EFAULT
     for done in range(0, length, PIECE_BYTES):
         size = min(PIECE_BYTES, length - done)
-        piece = _Piece(target + done, source + done if source else 0, size, value)
+        piece = _Piece(target + done, source and source + done, size, value)
         if not through(gate, piece):
             return CANCELED
         value = piece.value
@@ -110,11 +114,11 @@ def _copy(target: int, source: int, length: int, gate: int, value: int) -> int:
 class _Piece:
     """One piece of a copy, or of a checksum where there is no source."""
 
-    def __init__(self, target: int, source: int, size: int, value: int) -> None:
+    def __init__(self, target: int, source: int | None, size: int, value: int) -> None:
         self.target, self.source, self.size, self.value = target, source, size, value
 
     def __call__(self) -> None:
-        if self.source:
+        if self.source is not None:
             ctypes.memmove(self.target, self.source, self.size)
         self.value = crc32c(view_of(self.target, self.size), self.value)
 
@@ -204,6 +208,8 @@ def _mkdir(fd: int, _: int, address: int, mode: int) -> int:
 
 def _on_descriptor(call: Callable[[int], None]) -> Callable[[int, int, int, int], int]:
     def run_it(fd: int, _: int, __: int, ___: int) -> int:
+        if fd < 0:
+            return -errno.EBADF  # Python would call it a wrong argument
         call(fd)
         return 0
 

@@ -45,8 +45,8 @@ def export_buffers(rows: Sequence[Any], writable: bool, addresses: Data, sizes: 
     ValueError
         `addresses` or `sizes` has another length than `rows`.
     """
-    where = array_of(addresses, np.uint64, writable=True)
-    lengths = array_of(sizes, np.uint64, writable=True)
+    where = array_of(addresses, np.uint64, "addresses", writable=True)
+    lengths = array_of(sizes, np.uint64, "sizes", writable=True)
     if len(where) != len(rows) or len(lengths) != len(rows):
         raise ValueError(f"{len(rows)} rows, but {len(where)} addresses and {len(lengths)} sizes")
     exports = Exports([])

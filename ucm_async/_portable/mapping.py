@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import mmap
 import os
 from typing import Final, final
@@ -12,6 +11,7 @@ from typing import Final, final
 import numpy as np
 
 PAGE_BYTES: Final = mmap.PAGESIZE
+LENGTH_MAX: Final = 1 << 60
 
 
 @final
@@ -27,10 +27,10 @@ class Mapping(mmap.mmap):
 
     def __new__(cls, length: int, fd: int = -1, huge: bool = True) -> Mapping:
         """Map and prefault `length` bytes. Raises OSError where that fails."""
-        if length <= 0:
-            raise ValueError(f"length: {length}, must be positive")
-        if fd >= 0 and os.fstat(fd).st_size < length:
-            raise OSError(errno.EINVAL, f"the file has less than {length} bytes")
+        if not 0 < length <= LENGTH_MAX:
+            raise ValueError(f"length: {length}, must be 1 ... {LENGTH_MAX}")
+        if fd >= 0 and (size := os.fstat(fd).st_size) < length:
+            raise ValueError(f"length: {length}, but the file has {size} bytes")
         flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         mapping = super().__new__(cls, fd, length, flags)
         mapping.length = length

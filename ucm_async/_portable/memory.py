@@ -14,6 +14,7 @@ Data: TypeAlias = Any
 """Anything with the buffer protocol. No type says that before Python 3.12."""
 
 IOV_MAX: Final = 1024
+WORD_BYTES: Final = 8
 _PYBUF_WRITE: Final = 0x200
 _view = ctypes.pythonapi.PyMemoryView_FromMemory
 _view.restype = ctypes.py_object
@@ -44,26 +45,32 @@ def address_of(data: Data) -> int:
     return int(np.frombuffer(data, dtype=np.uint8).__array_interface__["data"][0])
 
 
-def array_of(data: Data, dtype: npt.DTypeLike, *, writable: bool = False) -> npt.NDArray[Any]:
-    """Return a flat array over `data`, as strict about it as the extension.
+def array_of(data: Data, dtype: npt.DTypeLike, name: str, *, writable: bool = False) -> npt.NDArray[Any]:
+    """Return a flat array over `data`, which the errors call `name`: as strict about it as the extension.
 
     Raises
     ------
     TypeError, BufferError
         No buffer protocol; not C-contiguous, or read-only where it must be writable.
     ValueError
-        Not a whole number of items.
+        Not a whole number of items, or not aligned to words.
     """
     view = memoryview(data)
     if not view.c_contiguous:
         raise BufferError("not C-contiguous")
     if writable and view.readonly:
         raise BufferError("read-only")
+    item = np.dtype(dtype)
+    if view.nbytes % item.itemsize:
+        raise ValueError(f"{name}: {view.nbytes} bytes, must be a multiple of {item.itemsize}")
     if view.nbytes == 0:
-        return np.empty(0, dtype=dtype)
-    return np.frombuffer(data, dtype=np.uint8).view(dtype)
+        return np.empty(0, dtype=item)
+    octets = np.frombuffer(data, dtype=np.uint8)
+    if octets.ctypes.data % min(item.itemsize, WORD_BYTES):
+        raise ValueError(f"{name}: not aligned")
+    return octets.view(item)
 
 
 def requests_of(data: Data) -> Requests:
     """Return the requests in `data`, writable in place."""
-    return array_of(data, REQUEST, writable=True)
+    return array_of(data, REQUEST, "requests", writable=True)

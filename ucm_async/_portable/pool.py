@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, final
+from typing import Any, Final, final
 
 from ..engines.requests import PENDING_RESULT, Requests
 from .execute import run
 from .memory import Data, requests_of
+
+THREADS_MAX: Final = 1024
 
 
 class _Signal:
@@ -91,8 +93,8 @@ class ThreadPool:
     """Threads that run requests of every opcode."""
 
     def __init__(self, threads: int, name: str = "ucm") -> None:
-        if threads <= 0:
-            raise ValueError(f"threads: {threads}, must be positive")
+        if not 1 <= threads <= THREADS_MAX:
+            raise ValueError(f"threads: {threads}, must be 1 ... {THREADS_MAX}")
         self.threads = int(threads)
         self._owner = threading.Lock()
         self._closed = False

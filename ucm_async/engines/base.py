@@ -74,6 +74,7 @@ class ContextEngine(Engine):
         self._bytes = 0
         self._errors = 0
         self._in_flight = 0
+        self._unfinished = 0  # batches, the empty ones too
         self._in_flight_max = 0
         self._idle: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -92,6 +93,7 @@ class ContextEngine(Engine):
         count = len(requests)
         self._requests += count
         self._batches += 1
+        self._unfinished += 1
         self._in_flight += count
         self._in_flight_max = max(self._in_flight_max, self._in_flight)
 
@@ -106,7 +108,8 @@ class ContextEngine(Engine):
             self._in_flight -= len(requests)
             self._count(requests)
             on_done()
-        if self._idle is not None and self._in_flight == 0 and not self._idle.done():
+        self._unfinished -= len(done)
+        if self._idle is not None and self._unfinished == 0 and not self._idle.done():
             self._idle.set_result(None)
         return len(done)
 
@@ -128,7 +131,7 @@ class ContextEngine(Engine):
         await asyncio.shield(self._closing)
 
     async def _drain(self) -> None:
-        if self._in_flight:
+        if self._unfinished:
             self._idle = self._loop.create_future()
             await self._idle
         self._loop.remove_reader(self._context.fileno())

@@ -64,12 +64,15 @@ def _try(name: str, setup: Callable[[], Any]) -> EngineReport:
     try:
         setup()
     except OSError as error:
+        disabled = _sysctl("kernel/io_uring_disabled") if name == "uring" and error.errno == errno.EPERM else ""
+        if disabled in ("1", "2"):
+            return EngineReport(name, False, f"kernel.io_uring_disabled is {disabled} (EPERM)")
         return EngineReport(name, False, _explain(name, error))
     return EngineReport(name, True)
 
 
 def _explain(name: str, error: OSError) -> str:
-    """Say in an administrator's words why an engine could not be set up."""
+    """Say in an administrator's words why an engine could not be set up. Reads no file: this may run on a loop."""
     if not NATIVE:
         return f"needs the extension: {WHY}"
     code = errno.errorcode.get(error.errno or 0, str(error.errno))
@@ -79,10 +82,8 @@ def _explain(name: str, error: OSError) -> str:
     if error.errno == errno.ENOSYS:
         return f"the kernel has no {name}, or a seccomp filter hides it ({code})"
     if error.errno in (errno.EPERM, errno.EACCES):
-        disabled = _sysctl("kernel/io_uring_disabled") if name == "uring" else ""
-        if disabled in ("1", "2"):
-            return f"kernel.io_uring_disabled is {disabled} ({code})"
-        return f"forbidden, by a seccomp filter or a security module ({code})"
+        sysctl = "kernel.io_uring_disabled, " if name == "uring" else ""
+        return f"forbidden, by {sysctl}a seccomp filter or a security module ({code})"
     if error.errno == errno.ENOMEM:
         return f"no memory; a ring may need a higher RLIMIT_MEMLOCK (ulimit -l) ({code})"
     if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -126,16 +127,13 @@ def choose_engine(requested: str, direct: bool, reports: Iterable[EngineReport])
         against.setdefault("aio", "io_submit waits for the disk on buffered files")
     if requested in ENGINES and requested not in against:
         return requested, "asked for"
-    wanted = [requested] if requested in ENGINES else []
-    for name in ENGINES:
-        if name not in against or name == "psync":
-            why = "; ".join(
-                f"{other}: {against[other]}" for other in dict.fromkeys([*wanted, *ENGINES]) if other in against
-            )
-            if requested == name or (requested == "auto" and not why):
-                return name, "the first choice"
-            return name, f"{'the best that works' if requested == 'auto' else f'in place of {requested}'} ({why})"
-    raise AssertionError("psync is always available")
+    order = list(dict.fromkeys([requested, *ENGINES] if requested in ENGINES else ENGINES))
+    name = next((name for name in order if name not in against), "psync")
+    better = order[: order.index(name)]
+    if not better:
+        return name, "the first choice"
+    what = "the best that works" if requested == "auto" else f"in place of {requested}"
+    return name, f"{what} ({'; '.join(f'{other}: {against[other]}' for other in better)})"
 
 
 def make_engine(

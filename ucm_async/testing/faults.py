@@ -19,6 +19,7 @@ import numpy as np
 
 from ..abc import Engine
 from ..engines.requests import (
+    FLAG_IF_WELL,
     IOVEC,
     OP_MASK,
     OP_OPEN,
@@ -36,6 +37,8 @@ __all__ = ["Fault", "FaultyEngine", "Plan", "scripted", "seeded"]
 
 UNKNOWN_OPCODE: Final = 0xFF
 ALIGNMENT: Final = 4096
+NO_PATH: Final = np.zeros(1, dtype=np.uint8)
+"""The empty path, which nothing has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,32 +160,42 @@ class FaultyEngine(Engine):
     ) -> None:
         chunks = np.arange(len(requests)) // chunk
         hang = np.isin(chunks, [row // chunk for row, fault in faults.items() if fault.kind == "hang"])
-        await asyncio.gather(
+        done = await asyncio.gather(
             self._part(requests, np.flatnonzero(~hang), chunk, faults),
             self._hang(requests, np.flatnonzero(hang), chunk, faults),
+            return_exceptions=True,
         )
-        if not future.done():
+        wrong = next((one for one in done if one is not None), None)  # a mistake in the plan
+        if future.done():
+            return
+        if wrong is None:
             future.set_result(None)
+        else:
+            future.set_exception(wrong)
 
     async def _hang(self, requests: Requests, rows: I64, chunk: int, faults: dict[int, Fault]) -> None:
-        if len(rows):
+        if len(rows) and not self._closed:
             self._hanging += len(rows)
             await self._released.wait()
             self._hanging -= len(rows)
+        if len(rows):
             await self._part(requests, rows, chunk, faults)
 
     async def _part(self, requests: Requests, rows: I64, chunk: int, faults: dict[int, Fault]) -> None:
         """Run some rows of a batch on the engine inside, in a copy, and publish the results that the faults allow."""
         work = requests[rows]
         struck = {place: faults[row] for place, row in enumerate(rows.tolist()) if row in faults}
+        forced = {place: -fault.number for place, fault in struck.items() if fault.kind == "error"}
         vectors = [_alter(work, place, fault) for place, fault in struck.items()]
+        for place, fault in struck.items():
+            if fault.kind == "short":
+                forced |= dict.fromkeys(_withhold_guarded(work, place, chunk), -errno.ECANCELED)
         await self.inner.submit(work, chunk)
         del vectors  # the shortened lists of ranges had to live until here
+        for place, result in forced.items():
+            work["result"][place] = result
         slow = np.zeros(len(rows), dtype=np.bool_)
-        for place, fault in struck.items():
-            slow[place] = fault.kind == "delay"
-            if fault.kind == "error":
-                work["result"][place] = -fault.number
+        slow[[place for place, fault in struck.items() if fault.kind == "delay"]] = True
         requests["result"][rows[~slow]] = work["result"][~slow]
         if slow.any():
             await asyncio.sleep(max(fault.delay_s for fault in struck.values()))
@@ -191,9 +204,9 @@ class FaultyEngine(Engine):
     async def aclose(self) -> None:
         """Release what hangs, wait for everything, and close the engine inside. Idempotent."""
         self._closed = True
-        while self._tasks:
-            self.release()
-            await asyncio.wait(self._tasks, timeout=None if self._hanging == 0 else 0)
+        self.release()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await self.inner.aclose()
 
     def statistics(self) -> Mapping[str, Any]:
@@ -212,7 +225,7 @@ def _alter(work: Requests, place: int, fault: Fault) -> Any:
     if fault.kind == "error":
         # It must fail inside as well, for the links and chains behind it; and it must not touch anything.
         work["opcode"][place] = OP_OPEN if code == OP_OPEN else UNKNOWN_OPCODE
-        work["fd"][place] = -1
+        work["address"][place] = NO_PATH.ctypes.data
     if fault.kind != "short":
         return None
     if code in (OP_READ, OP_WRITE):
@@ -223,6 +236,17 @@ def _alter(work: Requests, place: int, fault: Fault) -> Any:
         work["address"][place], work["length"][place] = vectors.ctypes.data, len(vectors)
         return vectors
     raise ValueError(f"a short transfer needs a data request, not opcode {code}")
+
+
+def _withhold_guarded(work: Requests, place: int, chunk: int) -> list[int]:
+    """Withhold what FLAG_IF_WELL guards behind a short transfer in its chain; returns where that is.
+
+    To the engine inside, the shortened request went well.
+    """
+    behind = range(place + 1, min((place // chunk + 1) * chunk, len(work)))
+    guarded = [other for other in behind if work["opcode"][other] & FLAG_IF_WELL]
+    work["opcode"][guarded] = UNKNOWN_OPCODE
+    return guarded
 
 
 def _half(size: int) -> int:
