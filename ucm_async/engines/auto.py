@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ..abc import Engine
 from ..errors import StoreClosedError
 from .base import ContextEngine
 from .psync import PsyncEngine
-from .requests import OP_MASK, OP_READ, OP_WRITE, OP_WRITEV, Requests
+from .requests import OP_READ, OP_READV, OP_WRITE, OP_WRITEV, Requests
 
 __all__ = ["AutoEngine", "pick"]
+
+_READS: Final = frozenset((OP_READ, OP_READV))
+_DATA: Final = _READS | {OP_WRITE, OP_WRITEV}
 
 
 def pick(requests: Requests, chunk: int, ring: str) -> tuple[str, str]:
@@ -37,16 +40,12 @@ def pick(requests: Requests, chunk: int, ring: str) -> tuple[str, str]:
     tuple of str
         "psync" or `ring`, and the reason, a key of the statistics.
     """
-    codes = requests["opcode"]
-    if chunk > 1 or not ((codes >= OP_READ) & (codes <= OP_WRITEV)).all():
+    codes = set(requests["opcode"].tolist())  # for a few requests numpy's own calls would take longer
+    if chunk > 1 or not codes <= _DATA:
         return "psync", "not data alone"  # a ring reads and writes, each request for itself
-    if ring == "aio" and _any_write(codes & OP_MASK):
+    if ring == "aio" and not codes <= _READS:
         return "psync", "writes may extend files"
     return ring, "data"
-
-
-def _any_write(codes: Any) -> bool:
-    return bool(((codes == OP_WRITE) | (codes == OP_WRITEV)).any())
 
 
 class AutoEngine(Engine):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ..native import ThreadPool
-from .base import ContextEngine, _Token
-from .requests import OP_COPY, OP_MASK, OP_WRITEV, Requests
+from .base import FEW, ContextEngine, _Token
+from .requests import OP_COPY, OP_MASK, OP_READ, OP_WRITEV, Requests
 
 __all__ = ["PoolEngine", "make_pool"]
 
@@ -40,12 +40,26 @@ class PoolEngine(ContextEngine):
 
     def _count(self, requests: Requests) -> None:
         """Count bytes of data and copies only: other results are descriptors, sizes and checksums."""
+        if len(requests) <= FEW:
+            self._count_few(requests)
+            return
         results = requests["result"]
         codes = requests["opcode"] & OP_MASK
         good = results >= 0
-        self._errors += int(len(results) - np.count_nonzero(good))
-        self._bytes += int(results.sum(where=good & (codes <= OP_WRITEV)))
+        self._errors += len(results) - int(np.count_nonzero(good))
+        self._bytes += int(results.sum(where=good & (codes >= OP_READ) & (codes <= OP_WRITEV)))
         self._bytes += int(requests["length"].sum(where=good & (codes == OP_COPY)))
+
+    def _count_few(self, requests: Requests) -> None:
+        fields = (requests[name].tolist() for name in ("opcode", "length", "result"))
+        for opcode, length, result in zip(*fields, strict=True):
+            code = opcode & OP_MASK
+            if result < 0:
+                self._errors += 1
+            elif OP_READ <= code <= OP_WRITEV:
+                self._bytes += result
+            elif code == OP_COPY:
+                self._bytes += length
 
     @property
     def depth(self) -> int:
