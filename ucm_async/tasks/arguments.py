@@ -36,7 +36,10 @@ def check_rows(ids: BlockIds, shard_index: Sequence[int] | I64 | None, shards_pe
         checked = checked.copy()
     if shard_index is None:
         return checked, np.full(len(checked), WHOLE_BLOCK, dtype=np.int64)
-    shards = np.array(shard_index)
+    try:
+        shards = np.array(shard_index)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"shard_index: {error}; must be {len(checked)} ints") from None
     if shards.ndim != 1:
         raise ValueError(f"shard_index: shape {shards.shape}, must be ({len(checked)},)")
     if len(shards) != len(checked):

@@ -155,6 +155,9 @@ def _pieces(
 
 def _export(name: str, flat: Sequence[Any], writable: bool, *, width: int) -> tuple[U64, U64, Exports]:
     """Export `flat`; `width` says how to name an element: -1 not at all, 0 ``name[i]``, k ``name[i][j]``."""
+    for index, one in enumerate(flat):
+        if isinstance(one, np.ndarray) and one.dtype.hasobject:  # its bytes are pointers: overwriting them would crash
+            raise TypeError(f"{_place(name, index, width)}: dtype {one.dtype}, must hold plain bytes, not objects")
     addresses = np.empty(len(flat), dtype=np.uint64)
     sizes = np.empty(len(flat), dtype=np.uint64)
     try:
@@ -168,6 +171,13 @@ def _export(name: str, flat: Sequence[Any], writable: bool, *, width: int) -> tu
         )
         kind = TypeError if isinstance(error, TypeError) or "read-only" in str(why) else ValueError
         raise kind(f"{where}: {why}") from None
+
+
+def _place(name: str, index: int, width: int) -> str:
+    """Name the buffer at `index` of a flat list."""
+    if width < 0:
+        return name
+    return f"{name}[{index}]" if width == 0 else f"{name}[{index // width}][{index % width}]"
 
 
 class Regions:
