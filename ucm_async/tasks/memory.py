@@ -166,9 +166,7 @@ def _export(name: str, flat: Sequence[Any], writable: bool, *, width: int) -> tu
         if len(error.args) != 2:
             raise
         index, why = error.args
-        where = (
-            name if width < 0 else f"{name}[{index}]" if width == 0 else f"{name}[{index // width}][{index % width}]"
-        )
+        where = _place(name, index, width)
         kind = TypeError if isinstance(error, TypeError) or "read-only" in str(why) else ValueError
         raise kind(f"{where}: {why}") from None
 
