@@ -92,6 +92,8 @@ def as_block_ids(ids: BlockIds, *, name: str = "ids") -> U8:
         return ids
     if isinstance(ids, (bytes, bytearray, str)):
         raise TypeError(f"{name}: a sequence of ids is needed, not one {type(ids).__name__}; pass [{name}]")
+    if not (hasattr(ids, "__len__") and hasattr(ids, "__getitem__")):
+        raise TypeError(f"{name}: {type(ids).__name__}, must be a sequence of bytes of length {BLOCK_ID_BYTES}")
     try:
         joined = b"".join(ids)
     except TypeError:
