@@ -25,9 +25,9 @@ struct completion_ring {
 };
 
 struct aio {
-    struct ring ring;
+    struct ring ring; /* first */
     aio_context_t kernel; /* also the address of the completion ring */
-    struct iocb *controls; /* one a slot */
+    struct iocb *controls; /* one a chain */
 };
 
 static void aio_release(struct aio *aio)
@@ -37,33 +37,11 @@ static void aio_release(struct aio *aio)
     free(aio);
 }
 
-/* NULL with errno; EAGAIN if the system's aio-max-nr is used up. */
-static void *aio_new(unsigned depth, uint64_t max_bytes, int event_fd)
-{
-    struct aio *aio = calloc(1, sizeof(*aio));
-    if (!aio) {
-        return NULL;
-    }
-    aio->controls = calloc(depth, sizeof(aio->controls[0]));
-    if (!aio->controls || ring_init(&aio->ring, depth, max_bytes, event_fd) < 0) {
-        aio_release(aio);
-        errno = ENOMEM;
-        return NULL;
-    }
-    if (syscall(SYS_io_setup, depth, &aio->kernel) < 0) {
-        int error = errno;
-        aio_release(aio);
-        errno = error;
-        return NULL;
-    }
-    return aio;
-}
-
 /* ---- down ---- */
 
-static void describe(struct iocb *control, const struct slot *slot, unsigned index, int event_fd)
+static void describe(struct iocb *control, const struct chain *chain, unsigned index, int event_fd)
 {
-    struct transfer transfer = ring_transfer(slot);
+    struct transfer transfer = ring_transfer(chain);
     uint16_t scalar = transfer.writing ? IOCB_CMD_PWRITE : IOCB_CMD_PREAD;
     uint16_t vectored = transfer.writing ? IOCB_CMD_PWRITEV : IOCB_CMD_PREADV;
     *control = (struct iocb){
@@ -81,37 +59,38 @@ static void describe(struct iocb *control, const struct slot *slot, unsigned ind
 static unsigned gather(struct aio *aio, struct iocb *list[ARRAY])
 {
     unsigned count = 0;
-    for (const struct slot *slot = aio->ring.ready; slot && count < ARRAY; slot = slot->next) {
-        unsigned index = ring_index(&aio->ring, slot);
-        describe(&aio->controls[index], slot, index, aio->ring.event_fd);
+    for (const struct chain *chain = aio->ring.ready.head; chain && count < ARRAY; chain = chain->next) {
+        unsigned index = ring_index(&aio->ring, chain);
+        describe(&aio->controls[index], chain, index, aio->ring.event_fd);
         list[count++] = &aio->controls[index];
     }
     return count;
 }
 
 /* Give the kernel what the bounds allow. Returns when everything is there or the kernel has no room. */
-static void push(struct aio *aio)
+static void push(struct ring *ring)
 {
+    struct aio *aio = (struct aio *)ring;
     for (;;) {
         struct iocb *list[ARRAY];
-        ring_fill(&aio->ring);
+        ring_fill(ring);
         unsigned count = gather(aio, list);
         if (count == 0) {
             return;
         }
         long taken = syscall(SYS_io_submit, aio->kernel, (long)count, list);
         if (taken > 0) {
-            ring_accepted(&aio->ring, (unsigned)taken);
+            ring_accepted(ring, (unsigned)taken);
             continue;
         }
         int error = taken < 0 ? errno : EAGAIN;
         if (error == EINTR) {
             continue;
         }
-        if (error == EAGAIN && aio->ring.in_flight) {
+        if (error == EAGAIN && ring->in_flight) {
             return; /* the next completion makes room */
         }
-        ring_refused(&aio->ring, error); /* it is the first of the list that the kernel speaks of */
+        ring_refused(ring, error); /* it is the first of the list that the kernel speaks of */
     }
 }
 
@@ -119,7 +98,7 @@ static void push(struct aio *aio)
 
 static void answer(struct aio *aio, const struct io_event *event)
 {
-    ring_answered(&aio->ring, &aio->ring.slots[event->data], event->res);
+    ring_answered(&aio->ring, &aio->ring.chains[event->data], event->res);
 }
 
 static void pull_by_call(struct aio *aio)
@@ -141,8 +120,9 @@ static void pull_by_call(struct aio *aio)
 }
 
 /* Take every completion that is there; without a system call where the mapped ring is as we know it. */
-static void pull(struct aio *aio)
+static void pull(struct ring *ring)
 {
+    struct aio *aio = (struct aio *)ring;
     struct completion_ring *done = pointer_to(aio->kernel);
     if (done->magic != COMPLETION_RING_MAGIC || done->incompatible_features) {
         pull_by_call(aio);
@@ -156,69 +136,55 @@ static void pull(struct aio *aio)
     }
 }
 
-static void turn(void *engine)
+/* ---- set up and down ---- */
+
+static int no_registered_memory(struct ring *ring, uint64_t address, uint64_t length)
 {
-    struct aio *aio = engine;
-    event_clear(aio->ring.event_fd);
-    pull(aio);
-    push(aio);
+    (void)ring, (void)address, (void)length;
+    return EOPNOTSUPP;
 }
 
-static void aio_submit(void *engine, struct batch *batch)
+static void destroy(struct ring *ring)
 {
-    struct aio *aio = engine;
-    ring_queue(&aio->ring, batch);
-    push(aio);
-    if (aio->ring.done.head) {
-        event_signal(aio->ring.event_fd);
-    }
-}
-
-static void aio_reap(void *engine, struct batch_queue *finished)
-{
-    turn(engine);
-    batch_append(finished, &((struct aio *)engine)->ring.done);
-}
-
-static void aio_drain(void *engine, struct batch_queue *finished)
-{
-    struct aio *aio = engine;
-    ring_drain(&aio->ring, aio, turn);
-    batch_append(finished, &aio->ring.done);
-}
-
-static void aio_destroy(void *engine)
-{
-    struct aio *aio = engine;
+    struct aio *aio = (struct aio *)ring;
     syscall(SYS_io_destroy, aio->kernel);
     aio_release(aio);
 }
 
 /* The kernel's context belongs to the parent's memory map; the child never had it. */
-static void aio_abandon(void *engine)
+static void abandon(struct ring *ring)
 {
-    aio_release(engine);
+    aio_release((struct aio *)ring);
 }
 
-static size_t aio_running(const void *engine)
-{
-    return ring_in_flight(&((const struct aio *)engine)->ring);
-}
-
-static size_t aio_waiting(const void *engine)
-{
-    return ring_waiting(&((const struct aio *)engine)->ring);
-}
-
-static const struct engine_ops aio_ops = {
-    .submit = aio_submit,
-    .reap = aio_reap,
-    .drain = aio_drain,
-    .destroy = aio_destroy,
-    .abandon = aio_abandon,
-    .running = aio_running,
-    .waiting = aio_waiting,
+static const struct ring_ops aio_ops = {
+    .push = push,
+    .pull = pull,
+    .register_memory = no_registered_memory,
+    .destroy = destroy,
+    .abandon = abandon,
 };
+
+struct ring *aio_new(struct ring_bounds bounds, int event_fd)
+{
+    struct aio *aio = calloc(1, sizeof(*aio));
+    if (!aio) {
+        return NULL;
+    }
+    aio->controls = calloc(bounds.chains, sizeof(aio->controls[0]));
+    if (!aio->controls || ring_init(&aio->ring, &aio_ops, bounds, event_fd) < 0) {
+        aio_release(aio);
+        errno = ENOMEM;
+        return NULL;
+    }
+    if (syscall(SYS_io_setup, bounds.depth, &aio->kernel) < 0) {
+        int error = errno;
+        aio_release(aio);
+        errno = error;
+        return NULL;
+    }
+    return &aio->ring;
+}
 
 /* ---- the type ---- */
 
@@ -233,25 +199,25 @@ static PyObject *aio_context_new(PyTypeObject *type, PyObject *args, PyObject *k
     if (!self) {
         return NULL;
     }
-    void *engine;
+    struct ring *ring;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    engine = aio_new(self->size, (uint64_t)max_bytes, self->event_fd);
+    ring = aio_new((struct ring_bounds){self->size, self->size, (uint64_t)max_bytes}, self->event_fd);
     error = errno;
     Py_END_ALLOW_THREADS
-    return context_adopt(self, &aio_ops, engine, error);
+    return context_adopt(self, &ring_engine_ops, ring, error);
 }
 
 static PyMethodDef aio_methods[] = {
-    {"submit", METHOD(context_submit_method), METH_FASTCALL, SUBMIT_DOC("requests, token")},
+    {"submit", METHOD(context_submit_method), METH_FASTCALL, SUBMIT_DOC("requests, token, chunk=1")},
     CONTEXT_METHODS,
 };
 
-static PyGetSetDef aio_attributes[] = {RING_ATTRIBUTES};
+static PyGetSetDef aio_attributes[] = {RING_ATTRIBUTES, {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot aio_slots[] = {
     {Py_tp_doc, (char *)PyDoc_STR("AioContext(depth, max_bytes=0)\n--\n\n"
-                                  "Linux native AIO. OP_READ, OP_WRITE, OP_READV, OP_WRITEV; others end with -EINVAL.")},
+                                  "Linux native AIO, driven by its caller, who also runs what is no transfer.")},
     {Py_tp_new, aio_context_new},
     {Py_tp_methods, aio_methods},
     {Py_tp_getset, aio_attributes},

@@ -204,7 +204,7 @@ static PyObject *take_tokens(struct context *self)
 
 /* ---- methods ---- */
 
-PyObject *context_submit(struct context *self, PyObject *requests, PyObject *token, size_t chunk)
+static PyObject *submit(struct context *self, PyObject *requests, PyObject *token, size_t chunk)
 {
     if (!context_enter(self)) {
         return NULL;
@@ -229,11 +229,20 @@ PyObject *context_submit(struct context *self, PyObject *requests, PyObject *tok
 
 PyObject *context_submit_method(PyObject *op, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 2) {
-        PyErr_Format(PyExc_TypeError, "submit() takes 2 arguments (%zd given)", count);
-        return NULL;
+    if (count != 2 && count != 3) {
+        return PyErr_Format(PyExc_TypeError, "submit() takes 2 or 3 arguments (%zd given)", count);
     }
-    return context_submit((struct context *)op, args[0], args[1], 1);
+    Py_ssize_t chunk = 1;
+    if (count == 3) {
+        chunk = PyNumber_AsSsize_t(args[2], PyExc_OverflowError);
+        if (chunk == -1 && PyErr_Occurred()) {
+            return NULL;
+        }
+        if (chunk < 1) {
+            return PyErr_Format(PyExc_ValueError, "chunk: %zd, must be at least 1", chunk);
+        }
+    }
+    return submit((struct context *)op, args[0], args[1], (size_t)chunk);
 }
 
 PyObject *context_reap(PyObject *op, PyObject *Py_UNUSED(none))

@@ -13,7 +13,7 @@ struct batch {
     size_t count;
     size_t cursor;    /* requests before it were handed out */
     size_t remaining; /* requests without a result */
-    size_t chunk;     /* requests handed out together */
+    size_t chunk;     /* requests of a chain: they run one after another */
 
     /* Python's side; touched with the GIL held only. */
     struct batch *live_next, **live_link;

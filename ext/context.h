@@ -1,4 +1,4 @@
-/* The Python face that ThreadPool, AioContext and UringContext share. */
+/* The Python face that ThreadPool, AioContext, UringContext and Driver share. */
 #ifndef UCM_CONTEXT_H
 #define UCM_CONTEXT_H
 
@@ -36,8 +36,6 @@ struct context {
 struct context *context_new(PyTypeObject *type, const char *size_name, Py_ssize_t size, Py_ssize_t most);
 /* Finish the constructor: take the engine; without one, OSError from `error`, NULL, and self is gone. */
 PyObject *context_adopt(struct context *self, const struct engine_ops *ops, void *engine, int error);
-
-PyObject *context_submit(struct context *self, PyObject *requests, PyObject *token, size_t chunk);
 
 /* Mark the context as in use by this thread. False with an exception: forked, or another thread is inside. */
 bool context_enter(struct context *self);
@@ -80,14 +78,6 @@ void context_dealloc(PyObject *self);
     {0, NULL}
 
 #define CONTEXT_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE)
-
-#define RING_ATTRIBUTES                                                                                                \
-    {"depth", context_size, NULL, PyDoc_STR("The most requests that are with the kernel."), NULL},                     \
-    {"in_flight", context_running, NULL, PyDoc_STR("Requests that are with the kernel."), NULL},                       \
-    {"waiting", context_waiting, NULL, PyDoc_STR("Requests that wait for room."), NULL},                               \
-    {NULL, NULL, NULL, NULL, NULL}
-
-enum { DEPTH_MAX = 32768 /* io_uring's own bound */ };
 
 /* The eventfd that tells the loop. */
 void event_signal(int event_fd);

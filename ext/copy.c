@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* linux/openat2.h; not in old headers. */
@@ -346,13 +347,12 @@ static bool went_well(const struct request *request, int64_t result)
     return result >= 0 && (!request_is_data(request) || (uint64_t)result == request_bytes(request));
 }
 
-/* A refused OP_OPEN or OP_CLOSE comes here, too: it has opened or closed nothing. */
-static void remember_descriptor(struct job *job, const struct request *request, int64_t result, bool ran)
+static void remember_descriptor(struct job *job, const struct request *request, int64_t result)
 {
     uint32_t opcode = request->opcode & OP_MASK;
     if (opcode == OP_OPEN) {
         job->fd = result < 0 ? -ECANCELED : (int)result;
-    } else if (opcode == OP_CLOSE && (request->opcode & FLAG_LINK) && ran) {
+    } else if (opcode == OP_CLOSE && (request->opcode & FLAG_LINK)) {
         job->fd = -EBADF; /* the number may belong to somebody else by now */
     }
 }
@@ -366,9 +366,11 @@ void job_settle(struct job *job, struct request *request, int64_t result)
 
 void job_perform(struct job *job, struct request *request)
 {
-    int64_t refusal = job_refusal(job, request);
-    int64_t result = refusal ? refusal : perform_one(request, job);
-    remember_descriptor(job, request, result, !refusal);
+    int64_t result = job_refusal(job, request);
+    if (!result) {
+        result = perform_one(request, job);
+        remember_descriptor(job, request, result);
+    }
     job_settle(job, request, result);
 }
 

@@ -1,15 +1,10 @@
-/* The thread pool: a line of batches, of which each free thread takes the next few requests. */
+/* The thread pool: a line of batches, of which each free thread takes the next chain. */
 #include "context.h"
 #include "perform.h"
+#include "threads.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
-
-/* The deepest frame is a copy of 1024 iovecs (16 KiB). */
-enum { STACK_BYTES = 256 * 1024, NAME_BYTES = 16, THREADS_MAX = 1024 };
 
 struct pool {
     pthread_mutex_t lock;
@@ -20,8 +15,7 @@ struct pool {
     unsigned idle;
     bool stopping;
     int event_fd;
-    unsigned threads;
-    pthread_t ids[];
+    struct threads threads;
 };
 
 static void count_pending(struct pool *pool, size_t pending)
@@ -90,10 +84,7 @@ static void stop(struct pool *pool)
     pool->stopping = true;
     pthread_mutex_unlock(&pool->lock);
     pthread_cond_broadcast(&pool->work);
-    for (unsigned i = 0; i < pool->threads; i++) {
-        pthread_join(pool->ids[i], NULL);
-    }
-    pool->threads = 0;
+    threads_join(&pool->threads);
 }
 
 static void pool_destroy(void *engine)
@@ -104,44 +95,17 @@ static void pool_destroy(void *engine)
     free(pool);
 }
 
-/* Start one thread after another; an errno, with those that run counted in pool->threads. */
-static int start(struct pool *pool, unsigned threads, const char *name)
-{
-    pthread_attr_t attributes;
-    int error = pthread_attr_init(&attributes);
-    if (error) {
-        return error;
-    }
-    error = pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    for (unsigned i = 0; i < threads && !error; i++) {
-        error = pthread_create(&pool->ids[i], &attributes, worker, pool);
-        if (!error) {
-            char label[NAME_BYTES];
-            snprintf(label, sizeof(label), "%.10s-%u", name, i % 1000);
-            pthread_setname_np(pool->ids[i], label);
-            pool->threads++;
-        }
-    }
-    pthread_attr_destroy(&attributes);
-    return error;
-}
-
 /* NULL with errno. */
 static struct pool *pool_new(unsigned threads, const char *name, int event_fd)
 {
-    struct pool *pool = calloc(1, sizeof(*pool) + threads * sizeof(pool->ids[0]));
+    struct pool *pool = calloc(1, sizeof(*pool));
     if (!pool) {
         return NULL;
     }
     pool->event_fd = event_fd;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->work, NULL);
-    /* Signals are for Python's threads. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = start(pool, threads, name);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int error = threads_start(&pool->threads, threads, name, worker, pool);
     if (error) {
         stop(pool);
         pool_destroy(pool);
@@ -231,27 +195,8 @@ static PyObject *threadpool_new(PyTypeObject *type, PyObject *args, PyObject *ke
     return context_adopt(self, &pool_ops, pool, error);
 }
 
-static PyObject *threadpool_submit(PyObject *op, PyObject *const *args, Py_ssize_t count)
-{
-    if (count != 2 && count != 3) {
-        PyErr_Format(PyExc_TypeError, "submit() takes 2 or 3 arguments (%zd given)", count);
-        return NULL;
-    }
-    Py_ssize_t chunk = 1;
-    if (count == 3) {
-        chunk = PyNumber_AsSsize_t(args[2], PyExc_OverflowError);
-        if (chunk == -1 && PyErr_Occurred()) {
-            return NULL;
-        }
-        if (chunk < 1) {
-            return PyErr_Format(PyExc_ValueError, "chunk: %zd, must be at least 1", chunk);
-        }
-    }
-    return context_submit((struct context *)op, args[0], args[1], (size_t)chunk);
-}
-
 static PyMethodDef threadpool_methods[] = {
-    {"submit", METHOD(threadpool_submit), METH_FASTCALL, SUBMIT_DOC("requests, token, chunk=1")},
+    {"submit", METHOD(context_submit_method), METH_FASTCALL, SUBMIT_DOC("requests, token, chunk=1")},
     CONTEXT_METHODS,
 };
 

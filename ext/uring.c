@@ -21,7 +21,7 @@
 enum { BUFFERS_MAX = 1024 };
 
 struct uring {
-    struct ring ring;
+    struct ring ring; /* first */
     int fd;
     bool force_async;
 
@@ -105,27 +105,10 @@ static int set_up(struct uring *uring, unsigned depth, int event_fd)
     return (int)syscall(SYS_io_uring_register, uring->fd, URING_REGISTER_EVENTFD, &event_fd, 1);
 }
 
-/* NULL with errno: ENOSYS, EPERM (seccomp, kernel.io_uring_disabled), ENOMEM (RLIMIT_MEMLOCK of old kernels) ... */
-static void *uring_new(unsigned depth, uint64_t max_bytes, bool force_async, int event_fd)
-{
-    struct uring *uring = calloc(1, sizeof(*uring));
-    if (!uring) {
-        return NULL;
-    }
-    uring->fd = -1;
-    uring->force_async = force_async;
-    if (ring_init(&uring->ring, depth, max_bytes, event_fd) < 0 || set_up(uring, depth, event_fd) < 0) {
-        int error = errno;
-        uring_release(uring);
-        errno = error;
-        return NULL;
-    }
-    return uring;
-}
-
 /* 0, or an errno. */
-static int uring_register(struct uring *uring, uint64_t address, uint64_t length)
+static int register_memory(struct ring *ring, uint64_t address, uint64_t length)
 {
+    struct uring *uring = (struct uring *)ring;
     uint64_t count = (length + BUFFER_BYTES_MAX - 1) / BUFFER_BYTES_MAX;
     if (count == 0 || count > BUFFERS_MAX) {
         return EINVAL;
@@ -170,9 +153,9 @@ static uint8_t operation(const struct transfer *transfer, bool fixed)
     return transfer->writing ? URING_OP_WRITE : URING_OP_READ;
 }
 
-static void describe(const struct uring *uring, struct uring_sqe *sqe, const struct slot *slot)
+static void describe(const struct uring *uring, struct uring_sqe *sqe, const struct chain *chain)
 {
-    struct transfer transfer = ring_transfer(slot);
+    struct transfer transfer = ring_transfer(chain);
     int buffer = registered_buffer(uring, &transfer);
     *sqe = (struct uring_sqe){
         .opcode = operation(&transfer, buffer >= 0),
@@ -181,28 +164,29 @@ static void describe(const struct uring *uring, struct uring_sqe *sqe, const str
         .offset = transfer.offset,
         .address = transfer.address,
         .length = (uint32_t)transfer.length,
-        .user_data = ring_index(&uring->ring, slot),
+        .user_data = ring_index(&uring->ring, chain),
         .buffer_index = (uint16_t)(buffer >= 0 ? buffer : 0),
     };
 }
 
-/* Write an entry for every ready slot; there is room for all, since the ring has at least `depth` entries. Returns how many. */
+/* Write an entry for every ready transfer; there is room, since the ring has at least `depth` entries. Returns how many. */
 static unsigned gather(struct uring *uring)
 {
     uint32_t tail = *uring->sq_tail;
     unsigned count = 0;
-    for (const struct slot *slot = uring->ring.ready; slot; slot = slot->next) {
-        describe(uring, &uring->sqes[(tail + count) & uring->sq_mask], slot);
+    for (const struct chain *chain = uring->ring.ready.head; chain; chain = chain->next) {
+        describe(uring, &uring->sqes[(tail + count) & uring->sq_mask], chain);
         count++;
     }
     __atomic_store_n(uring->sq_tail, tail + count, __ATOMIC_RELEASE);
     return count;
 }
 
-static void push(struct uring *uring)
+static void push(struct ring *ring)
 {
+    struct uring *uring = (struct uring *)ring;
     for (;;) {
-        ring_fill(&uring->ring);
+        ring_fill(ring);
         unsigned count = gather(uring);
         if (count == 0) {
             return;
@@ -212,14 +196,14 @@ static void push(struct uring *uring)
         unsigned accepted = taken > 0 ? (unsigned)taken : 0;
         /* Take back the entries that the kernel has left: it reads the ring only inside the call above. */
         __atomic_store_n(uring->sq_tail, *uring->sq_tail - (count - accepted), __ATOMIC_RELEASE);
-        ring_accepted(&uring->ring, accepted);
+        ring_accepted(ring, accepted);
         if (accepted || error == EINTR) {
             continue;
         }
-        if ((error == EAGAIN || error == EBUSY) && uring->ring.in_flight) {
+        if ((error == EAGAIN || error == EBUSY) && ring->in_flight) {
             return; /* the next completion makes room */
         }
-        ring_refused(&uring->ring, error);
+        ring_refused(ring, error);
     }
 }
 
@@ -231,90 +215,57 @@ static bool thread_is_gone(int32_t result)
     return result == -ECANCELED || result == -EFAULT;
 }
 
-static void pull(struct uring *uring)
+static void pull(struct ring *ring)
 {
+    struct uring *uring = (struct uring *)ring;
     uint32_t head = *uring->cq_head;
     while (head != __atomic_load_n(uring->cq_tail, __ATOMIC_ACQUIRE)) {
         const struct uring_cqe *cqe = &uring->cqes[head & uring->cq_mask];
-        struct slot *slot = &uring->ring.slots[cqe->user_data];
-        if (thread_is_gone(cqe->result) && !slot->retried) {
-            slot->retried = true; /* by the thread that is here now; a real EFAULT comes again */
-            ring_again(&uring->ring, slot);
+        struct chain *chain = &ring->chains[cqe->user_data];
+        if (thread_is_gone(cqe->result) && !chain->retried) {
+            chain->retried = true; /* by the thread that is here now; a real EFAULT comes again */
+            ring_again(ring, chain);
         } else {
-            ring_answered(&uring->ring, slot, cqe->result);
+            ring_answered(ring, chain, cqe->result);
         }
         __atomic_store_n(uring->cq_head, ++head, __ATOMIC_RELEASE);
     }
 }
 
-static void turn(void *engine)
+/* ---- the ring ---- */
+
+/* Also in a child: closing and unmapping are its own affair, neither reaches the parent's ring. */
+static void destroy(struct ring *ring)
 {
-    struct uring *uring = engine;
-    event_clear(uring->ring.event_fd);
-    pull(uring);
-    push(uring);
+    uring_release((struct uring *)ring);
 }
 
-static void uring_submit(void *engine, struct batch *batch)
-{
-    struct uring *uring = engine;
-    ring_queue(&uring->ring, batch);
-    push(uring);
-    if (uring->ring.done.head) {
-        event_signal(uring->ring.event_fd);
-    }
-}
-
-static void uring_reap(void *engine, struct batch_queue *finished)
-{
-    turn(engine);
-    batch_append(finished, &((struct uring *)engine)->ring.done);
-}
-
-static void uring_drain(void *engine, struct batch_queue *finished)
-{
-    struct uring *uring = engine;
-    ring_drain(&uring->ring, uring, turn);
-    batch_append(finished, &uring->ring.done);
-}
-
-static void uring_destroy(void *engine)
-{
-    uring_release(engine);
-}
-
-/* Closing and unmapping are the child's own affair; neither reaches the parent's ring. */
-static void uring_abandon(void *engine)
-{
-    uring_release(engine);
-}
-
-static size_t uring_running(const void *engine)
-{
-    return ring_in_flight(&((const struct uring *)engine)->ring);
-}
-
-static size_t uring_waiting(const void *engine)
-{
-    return ring_waiting(&((const struct uring *)engine)->ring);
-}
-
-static const struct engine_ops uring_ops = {
-    .submit = uring_submit,
-    .reap = uring_reap,
-    .drain = uring_drain,
-    .destroy = uring_destroy,
-    .abandon = uring_abandon,
-    .running = uring_running,
-    .waiting = uring_waiting,
+static const struct ring_ops uring_ops = {
+    .push = push,
+    .pull = pull,
+    .register_memory = register_memory,
+    .destroy = destroy,
+    .abandon = destroy,
 };
+
+struct ring *uring_new(struct ring_bounds bounds, bool force_async, int event_fd)
+{
+    struct uring *uring = calloc(1, sizeof(*uring));
+    if (!uring) {
+        return NULL;
+    }
+    uring->fd = -1;
+    uring->force_async = force_async;
+    if (ring_init(&uring->ring, &uring_ops, bounds, event_fd) < 0 || set_up(uring, bounds.depth, event_fd) < 0) {
+        int error = errno;
+        uring_release(uring);
+        errno = error;
+        return NULL;
+    }
+    return &uring->ring;
+}
 
 /* ---- the type ---- */
-
-struct uring_object {
-    struct context base;
-    bool begun; /* memory was registered, or requests submitted */
-};
 
 static PyObject *uring_context_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
@@ -328,72 +279,32 @@ static PyObject *uring_context_new(PyTypeObject *type, PyObject *args, PyObject 
     if (!self) {
         return NULL;
     }
-    void *engine;
+    struct ring *ring;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    engine = uring_new(self->size, (uint64_t)max_bytes, force_async != 0, self->event_fd);
+    ring = uring_new((struct ring_bounds){self->size, self->size, (uint64_t)max_bytes}, force_async != 0, self->event_fd);
     error = errno;
     Py_END_ALLOW_THREADS
-    return context_adopt(self, &uring_ops, engine, error);
-}
-
-static PyObject *uring_submit_method(PyObject *op, PyObject *const *args, Py_ssize_t count)
-{
-    PyObject *result = context_submit_method(op, args, count);
-    if (result) {
-        ((struct uring_object *)op)->begun = true;
-    }
-    return result;
-}
-
-/* Inside context_enter. 0, an errno, or -1 with an exception. */
-static int register_once(struct uring_object *self, uint64_t address, uint64_t length)
-{
-    if (!self->base.engine) {
-        PyErr_SetString(PyExc_ValueError, "register_memory after close");
-        return -1;
-    }
-    if (self->begun) {
-        PyErr_SetString(PyExc_ValueError, "register_memory must be called once, before the first submit");
-        return -1;
-    }
-    int error;
-    Py_BEGIN_ALLOW_THREADS
-    error = uring_register(self->base.engine, address, length);
-    Py_END_ALLOW_THREADS
-    self->begun = !error;
-    return error;
+    return context_adopt(self, &ring_engine_ops, ring, error);
 }
 
 static PyObject *uring_register_memory(PyObject *op, PyObject *const *args, Py_ssize_t count)
 {
-    struct uring_object *self = (struct uring_object *)op;
-    if (count != 2) {
-        return PyErr_Format(PyExc_TypeError, "register_memory() takes 2 arguments (%zd given)", count);
-    }
-    uint64_t address = PyLong_AsUnsignedLongLong(args[0]);
-    uint64_t length = PyErr_Occurred() ? 0 : PyLong_AsUnsignedLongLong(args[1]);
-    if (PyErr_Occurred() || !context_enter(&self->base)) {
-        return NULL;
-    }
-    int error = register_once(self, address, length);
-    context_leave(&self->base);
-    return error < 0 ? NULL : PyBool_FromLong(!error);
+    struct context *self = (struct context *)op;
+    return ring_register_memory(self, self->engine, args, count);
 }
 
 static PyMethodDef uring_methods[] = {
-    {"submit", METHOD(uring_submit_method), METH_FASTCALL, SUBMIT_DOC("requests, token")},
-    {"register_memory", METHOD(uring_register_memory), METH_FASTCALL,
-     PyDoc_STR("register_memory($self, address, length, /)\n--\n\n"
-               "Make one range a registered buffer; False if the kernel refuses. Once, before the first submit.")},
+    {"submit", METHOD(context_submit_method), METH_FASTCALL, SUBMIT_DOC("requests, token, chunk=1")},
+    {"register_memory", METHOD(uring_register_memory), METH_FASTCALL, REGISTER_DOC},
     CONTEXT_METHODS,
 };
 
-static PyGetSetDef uring_attributes[] = {RING_ATTRIBUTES};
+static PyGetSetDef uring_attributes[] = {RING_ATTRIBUTES, {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot uring_slots[] = {
     {Py_tp_doc, (char *)PyDoc_STR("UringContext(depth, max_bytes=0, force_async=False)\n--\n\n"
-                                  "io_uring over raw system calls. Opcodes as AioContext.")},
+                                  "io_uring, driven by its caller, who also runs what is no transfer.")},
     {Py_tp_new, uring_context_new},
     {Py_tp_methods, uring_methods},
     {Py_tp_getset, uring_attributes},
@@ -402,7 +313,7 @@ static PyType_Slot uring_slots[] = {
 
 PyType_Spec uring_context_spec = {
     .name = "ucm_async._native.UringContext",
-    .basicsize = sizeof(struct uring_object),
+    .basicsize = sizeof(struct context),
     .flags = CONTEXT_FLAGS,
     .slots = uring_slots,
 };

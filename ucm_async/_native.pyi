@@ -1,9 +1,10 @@
 """The C extension: raw system calls, copies and checksums. It knows nothing of stages, tasks or event loops.
 
 Every call that submits, copies or waits releases the GIL. Arrays of requests are `ucm_async.engines.requests.REQUEST`.
-The contexts (`ThreadPool`, `AioContext`, `UringContext`) share one contract, so that one adapter serves all:
+The contexts (`ThreadPool`, `AioContext`, `UringContext`, `Driver`) share one contract, so that one adapter serves all:
 
-- ``submit(requests, token, ...)`` sets every ``result`` to PENDING_RESULT, keeps a buffer export of `requests` and a
+- ``submit(requests, token, chunk=1)`` takes a batch of chains: `chunk` consecutive requests run one after another, and share what links,
+  checksums and FLAG_IF_WELL refer to; different chains run side by side. A chain always runs to its end, whatever fails in it. It sets every ``result`` to PENDING_RESULT, keeps a buffer export of `requests` and a
   reference to `token` until the batch is done, and returns without waiting for completions. An empty array is done at once
   (its token comes with the next ``reap``, and the descriptor becomes readable).
 - ``fileno()`` is an eventfd (non-blocking, close-on-exec), readable when at least one batch may be done.
@@ -66,7 +67,7 @@ class ThreadPool:
 
     def __init__(self, threads: int, name: str = "ucm") -> None: ...
     def submit(self, requests: Buffer, token: object, chunk: int = 1, /) -> None:
-        """Queue a batch; a free thread takes the next `chunk` consecutive requests at a time (links and chains stay inside a chunk)."""
+        """Queue a batch; a free thread takes the next chain."""
     def reap(self) -> list[Any]: ...
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
@@ -75,24 +76,30 @@ class ThreadPool:
 
 @final
 class AioContext:
-    """Linux native AIO (io_submit with IOCB_FLAG_RESFD). OP_READ, OP_WRITE, OP_READV, OP_WRITEV; others end with -EINVAL."""
+    """Linux native AIO (io_submit with IOCB_FLAG_RESFD), driven by whoever calls ``submit`` and ``reap``.
+
+    The kernel does transfers (OP_READ, OP_WRITE, OP_READV, OP_WRITEV). What else a chain holds is run by the caller, inside
+    ``submit`` and ``reap``: no thread is waited for, so this is the quickest way for one or two small chains on an idle loop,
+    and for those only. Give it nothing that may take its time: large copies, opens without FLAG_CACHED, fdatasync.
+    With `chunk` 1 it takes transfers without flags, and others end with -EINVAL.
+    """
 
     def __init__(self, depth: int, max_bytes: int = 0) -> None:
-        """At most `depth` requests (1 ... 32768) and `max_bytes` bytes (0: no bound; one request always fits) are with the kernel; the rest waits here.
+        """At most `depth` transfers (1 ... 32768), which is also how many chains are under way, and `max_bytes` bytes (0: no bound; one transfer always fits) are with the kernel; the rest waits here.
 
         Raises OSError: EAGAIN where the system's aio-max-nr is used up, ENOSYS or EPERM where native AIO is not to be had.
         """
-    def submit(self, requests: Buffer, token: object, /) -> None: ...
+    def submit(self, requests: Buffer, token: object, chunk: int = 1, /) -> None: ...
     def reap(self) -> list[Any]: ...
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
-    in_flight: int
-    waiting: int
+    in_flight: int  # transfers with the kernel
+    waiting: int  # requests of unfinished chains that are not with the kernel
 
 @final
 class UringContext:
-    """io_uring over raw system calls. Opcodes as AioContext."""
+    """io_uring over raw system calls. Everything else as AioContext."""
 
     def __init__(self, depth: int, max_bytes: int = 0, force_async: bool = False) -> None:
         """Bounds as AioContext. `force_async` sets IOSQE_ASYNC (buffered files).
@@ -101,13 +108,44 @@ class UringContext:
         """
     def register_memory(self, address: int, length: int, /) -> bool:
         """Make one range a registered buffer (READ/WRITE inside it become *_FIXED); False if the kernel refuses (RLIMIT_MEMLOCK ...). Once, before the first submit."""
-    def submit(self, requests: Buffer, token: object, /) -> None: ...
+    def submit(self, requests: Buffer, token: object, chunk: int = 1, /) -> None: ...
     def reap(self) -> list[Any]: ...
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
     in_flight: int
     waiting: int
+
+@final
+class Driver:
+    """Runs chains over a ring of its own, with no call from outside between their steps.
+
+    One thread submits transfers and takes completions, so a kernel that blocks in submission (io_submit of writes that extend a file)
+    delays the other transfers, and nobody else. `threads` helpers run what is no transfer. While one of them is held up (an open
+    that waits), the others go on. Up to ``2 * (depth + threads)`` chains are under way, and so may have a file open.
+    ``fileno()`` becomes readable once a batch is finished, not once a transfer is.
+    """
+
+    def __init__(
+        self,
+        ring: str,
+        depth: int,
+        max_bytes: int = 0,
+        threads: int = 2,
+        force_async: bool = False,
+        name: str = "ucm",
+    ) -> None:
+        """`ring` is "aio" or "uring"; `depth`, `max_bytes`, `force_async` (not for aio) and errors as of those contexts. `name` is that of the threads."""
+    def register_memory(self, address: int, length: int, /) -> bool:
+        """As `UringContext.register_memory`; False for aio."""
+    def submit(self, requests: Buffer, token: object, chunk: int = 1, /) -> None: ...
+    def reap(self) -> list[Any]: ...
+    def fileno(self) -> int: ...
+    def close(self) -> list[Any]: ...
+    depth: int
+    in_flight: int  # transfers with the kernel
+    waiting: int  # requests of unfinished chains that are not with the kernel
+    threads: int  # helpers
 
 @final
 class Mapping:

@@ -1,7 +1,7 @@
 """The pure-Python twin of the extension: the same names and meanings, for machines that cannot have it.
 
 Slower by far, but whole: `ucm_async.native` takes one or the other, and nothing else in the package can tell them
-apart. There is no asynchronous system call to be had from here, so the two contexts raise ``OSError(ENOSYS)``.
+apart. There is no asynchronous system call to be had from here, so the contexts of rings raise ``OSError(ENOSYS)``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = [
     "HAVE_CRC32C",
     "REQUEST_BYTES",
     "AioContext",
+    "Driver",
     "Exports",
     "Gate",
     "IdTable",
@@ -54,6 +55,11 @@ class AioContext(_Missing):
 @final
 class UringContext(_Missing):
     """io_uring: not without the extension."""
+
+
+@final
+class Driver(_Missing):
+    """Chains over a ring: not without the extension."""
 
 
 def io_setup_limit() -> tuple[int, int]:

@@ -1,0 +1,22 @@
+/* Threads that never touch Python. */
+#ifndef UCM_THREADS_H
+#define UCM_THREADS_H
+
+#include "platform.h"
+
+#include <pthread.h>
+
+enum { THREADS_MAX = 1024 };
+
+struct threads {
+    unsigned count;
+    pthread_t *ids;
+};
+
+/* Start `count` threads that do not take signals. An errno if not all could be had; those that run are counted, and joined as others. */
+int threads_start(struct threads *threads, unsigned count, const char *name, void *(*run)(void *argument), void *argument);
+
+/* Wait for all of them to return. They must have been told to. */
+void threads_join(struct threads *threads);
+
+#endif
