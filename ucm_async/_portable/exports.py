@@ -67,6 +67,8 @@ def _export(index: int, row: Any, writable: bool) -> memoryview:
         view = memoryview(row)
     except TypeError:
         raise TypeError(index, f"{type(row).__name__} has no buffer protocol") from None
+    except ValueError as error:  # a memoryview that was released
+        raise BufferError(index, str(error)) from None
     reason = "read-only" if writable and view.readonly else "not C-contiguous" if not view.c_contiguous else ""
     if reason:
         view.release()

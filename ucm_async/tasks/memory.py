@@ -104,7 +104,10 @@ def memory_of_addresses(name: str, addresses: Any, rows: int, row_bytes: int, te
     TypeError, ValueError
         Wrong dtype or shape, or a null address.
     """
-    array = np.asarray(addresses)
+    try:
+        array = np.asarray(addresses)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if array.dtype.kind not in "ui":
         raise TypeError(f"{name}: dtype {array.dtype}, must be uint64")
     shards = row_bytes // sum(tensor_sizes)
@@ -118,7 +121,12 @@ def memory_of_addresses(name: str, addresses: Any, rows: int, row_bytes: int, te
 
 
 def _one_buffer(name: str, buffer: Any, rows: int, row_bytes: int, writable: bool) -> Memory:
-    shape = getattr(buffer, "shape", None)
+    try:
+        shape = getattr(buffer, "shape", None)
+    except ValueError as error:  # a memoryview that was released
+        raise ValueError(f"{name}: {error}") from None
+    if getattr(getattr(buffer, "dtype", None), "hasobject", False):
+        raise TypeError(f"{name}: dtype {buffer.dtype}, must be plain bytes: nobody may overwrite references")
     if shape is not None and (len(shape) == 0 or shape[0] != rows) and rows != 1:
         raise ValueError(f"{name}: shape {tuple(shape)}, must have {rows} rows of {row_bytes} bytes")
     addresses, sizes, exports = _export(name, (buffer,), writable, width=-1)
@@ -166,16 +174,24 @@ def _export(name: str, flat: Sequence[Any], writable: bool, *, width: int) -> tu
         if len(error.args) != 2:
             raise
         index, why = error.args
-        where = _place(name, index, width)
-        kind = TypeError if isinstance(error, TypeError) or "read-only" in str(why) else ValueError
-        raise kind(f"{where}: {why}") from None
+        where = (
+            name if width < 0 else f"{name}[{index}]" if width == 0 else f"{name}[{index // width}][{index % width}]"
+        )
+        raise _explain(where, flat[index], writable, why) from None
 
 
-def _place(name: str, index: int, width: int) -> str:
-    """Name the buffer at `index` of a flat list."""
-    if width < 0:
-        return name
-    return f"{name}[{index}]" if width == 0 else f"{name}[{index // width}][{index % width}]"
+def _explain(where: str, one: Any, writable: bool, why: str) -> Exception:
+    """Say in the same words for every kind of object why `one` cannot be exported."""
+    try:
+        view = memoryview(one)
+    except TypeError:
+        return TypeError(f"{where}: {type(one).__name__} has no buffer protocol")
+    except ValueError as error:  # a memoryview that was released
+        return ValueError(f"{where}: {error}")
+    with view:
+        if writable and view.readonly:
+            return TypeError(f"{where}: {type(one).__name__} is read-only, must be writable")
+        return ValueError(f"{where}: {why if view.c_contiguous else 'not C-contiguous'}")
 
 
 class Regions:
