@@ -20,7 +20,7 @@ from .files import BlockFiles
 from .header import CHECKSUM_FROM, pack_headers, seal_headers
 from .known import KnownBlocks
 from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, can_go_direct, run_copies, status_of_errno
+from .transfer import DIRECT_ALIGN, Transfer, can_go_direct, patient, run_copies, status_of_errno
 from .writes import BlockWrite, BlockWrites
 
 __all__ = ["Dumper"]
@@ -145,11 +145,23 @@ class Dumper:
             await self._files.quarantine(ids[damaged], backend[damaged], self.transfer.pool)
             self._known.discard(ids[damaged])
         if stored.any():
-            self._known.add(ids[stored])
-            batch.report(rows[stored[group]], Status.OK)
-            self.transfer.counts["already_stored"] += int(stored.sum())
+            await self._report_stored(batch, rows[stored[group]], ids[stored], backend[stored])
         rest: I64 = rows[~stored[group]]
         return rest
+
+    async def _report_stored(self, batch: Batch, rows: I64, ids: U8, backend: I64) -> None:
+        self._known.add(ids)
+        self.transfer.counts["already_stored"] += len(ids)
+        if len(self._writes):
+            for block_id in ids:  # another writer was first, and these shards are of no use any more
+                await self.discard_partial(block_id.tobytes())
+        if batch.durability != "synced":
+            batch.report(rows, Status.OK)
+            return
+        result = await self._files.sync(ids, backend, self.transfer.pool)
+        _, group = group_rows(batch.ids[rows])
+        for number in np.unique(-result).tolist():
+            batch.report(rows[(result == -number)[group]], *(_failure(number) if number else (Status.OK, None)))
 
     def _claim(self, batch: Batch, rows: I64) -> tuple[_Writing | None, I64]:
         """Claim what nobody else is writing; the second value is the rows of what somebody is."""
@@ -220,7 +232,8 @@ class Dumper:
         sums = results[:, cuts.last].astype(np.uint32)
         at = np.maximum(batch.shards[rows], 0).tolist()
         for row, group in enumerate(writing.group.tolist()):
-            writing.writes[group].checksums[at[row] : at[row] + sums.shape[1]] = sums[row]
+            if not writing.failed[group]:
+                writing.writes[group].checksums[at[row] : at[row] + sums.shape[1]] = sums[row]
 
     def _write_headers(self, writing: _Writing) -> None:
         """Put the headers of blocks that become whole into their slots."""
@@ -281,7 +294,7 @@ class Dumper:
             # A write that came back short without an error met the end of the space.
             writing.failed[fine[i]] = -errors[0] if errors else errno.ENOSPC
             self.transfer.counts["write_errors"] += 1
-        # After a failed fdatasync or close nobody knows what of the file is on the medium, and asking again does not help.
+        # After a failed fdatasync or close nobody knows what is on the medium, and asking again does not help.
         ends = results[:, -3:-1]
         writing.lost[fine] = ((ends < 0) & (ends != -errno.ECANCELED)).any(axis=1)
 
@@ -364,33 +377,37 @@ class Dumper:
 
     async def _settle(self, writing: _Writing) -> None:
         """Give the claims back, remove files that hold nothing, report."""
-        writes, wanted, lost = self._writes, writing.wanted, writing.lost.tolist()
-        empty = np.zeros(len(lost), dtype=np.bool_)
-        for g in np.flatnonzero(writing.failed).tolist():
-            empty[g] = writes.close_if_empty(writing.writes[g], wanted[g], file_lost=lost[g])
+        writes, bad = self._writes, np.flatnonzero(writing.failed).tolist()
+        empty = np.zeros(len(writing.writes), dtype=np.bool_)
+        for g in bad:
+            empty[g] = writes.close_if_empty(writing.writes[g], writing.wanted[g], self._written(writing, g))
         if empty.any():
             await self._files.unlink_own(writing.ids[empty], writing.backend[empty], self.transfer.pool)
         for g, write in enumerate(writing.writes):
             if empty[g]:
-                writes.failed(write, writes.full, file_lost=True)
-            elif writing.failed[g] == GATE_CLOSED:  # nothing was written
-                writes.failed(write, wanted[g] & ~write.done, file_lost=False)
+                writes.failed(write, writes.full, writes.full)
             elif writing.failed[g]:
-                writes.failed(write, wanted[g], file_lost=lost[g])
+                writes.failed(write, writing.wanted[g], self._written(writing, g))
             elif writing.completes[g]:
                 writes.committed(write)
             else:
-                writes.shards_in(write, wanted[g])
+                writes.shards_in(write, writing.wanted[g])
         self._report(writing)
         await self._drop_surplus()
+
+    def _written(self, writing: _Writing, g: int) -> int:
+        """Return the shards that a failed group may have spoilt, a bit set."""
+        if writing.lost[g]:
+            return self._writes.full
+        return 0 if writing.failed[g] == GATE_CLOSED else writing.wanted[g]
 
     def _report(self, writing: _Writing) -> None:
         for number in np.unique(writing.failed).tolist():
             rows = writing.rows[(writing.failed == number)[writing.group]]
             if number == 0:
                 writing.batch.report(rows, Status.OK)
-            elif number == GATE_CLOSED:
-                writing.batch.report(rows, Status.CANCELLED)
+            elif number == GATE_CLOSED:  # the others are tried again
+                writing.batch.report(rows[~writing.batch.live()[rows]], Status.CANCELLED)
             else:
                 writing.batch.report(rows, *_failure(number))
 
@@ -402,10 +419,11 @@ class Dumper:
 
     async def discard_partial(self, block_id: bytes) -> None:
         """Forget an incomplete block and remove its file, unless somebody is writing it."""
-        write = self._writes.discard(block_id)
-        if write is not None and write.in_file:
+        write = self._writes.close_idle(block_id)
+        if write is not None:
             ids = np.frombuffer(block_id, dtype=np.uint8).reshape(1, -1)
             await self._files.unlink_own(ids, choose_backend(ids, self._seeds), self.transfer.pool)
+            self._writes.failed(write, self._writes.full, self._writes.full)
 
 
 def _failure(number: int) -> tuple[Status, StoreError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final
 
@@ -103,27 +104,39 @@ class BlockFiles:
         renames = rq.new_requests(len(ids))
         paths = self.put_commit(renames, ids, backend)
         await pool.submit(renames, 1)
-        return _results(renames, homes, paths)
+        result, made = _results(renames, homes, paths), mkdirs["result"]
+        homeless = (result == -errno.ENOENT) & (made < 0) & (made != -errno.EEXIST)
+        result[homeless] = made[homeless]
+        return result
 
-    async def sync_directories(self, ids: U8, backend: I64, pool: Engine) -> None:
+    async def sync(self, ids: U8, backend: I64, pool: Engine) -> I64:
+        """Bring committed files and their names to the medium."""
+        paths = block_paths(ids)
+        requests = rq.new_requests(len(ids) * 3)
+        requests[0::3]["fd"] = self._dirfds[backend]
+        requests[0::3]["address"] = addresses_of(paths)
+        result = await _run_syncs(requests, os.O_RDONLY, rq.OP_FDATASYNC, pool)
+        fine = result == 0
+        result[fine] = await self.sync_directories(ids[fine], backend[fine], pool)
+        del paths
+        return result
+
+    async def sync_directories(self, ids: U8, backend: I64, pool: Engine) -> I64:
         """Bring the names of blocks to the medium: one fsync a directory, and one of each directory of directories."""
         if not len(ids):
-            return
-        keys = np.unique(backend * 256 + subdirectories(ids))
-        tops = np.unique(backend)
+            return np.zeros(0, dtype=np.int64)
+        keys, mine = np.unique(backend * 256 + subdirectories(ids), return_inverse=True)
+        tops, top = np.unique(backend, return_inverse=True)
         paths = np.zeros((len(keys) + len(tops), 4), dtype=np.uint8)
         hexes = np.frombuffer(b"".join(b"%02x" % (key % 256) for key in keys.tolist()), dtype=np.uint8)
         paths[: len(keys), :2] = hexes.reshape(-1, 2)
         paths[len(keys) :, 0] = ord(".")
         requests = rq.new_requests(len(paths) * 3)
-        requests[0::3]["opcode"] = rq.OP_OPEN
         requests[0::3]["fd"] = self._dirfds[np.concatenate((keys // 256, tops))]
         requests[0::3]["address"] = addresses_of(paths)
-        requests[0::3]["offset"] = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        requests[1::3]["opcode"] = rq.OP_FSYNC | rq.FLAG_LINK
-        requests[2::3]["opcode"] = rq.OP_CLOSE | rq.FLAG_LINK
-        await pool.submit(requests, 3)
+        result = await _run_syncs(requests, os.O_RDONLY | os.O_DIRECTORY, rq.OP_FSYNC, pool)
         del paths
+        return np.minimum(result[mine], result[len(keys) + top])
 
     async def unlink_own(self, ids: U8, backend: I64, pool: Engine) -> I64:
         """Remove this writer's files."""
@@ -146,6 +159,18 @@ class BlockFiles:
         requests["offset"] = addresses_of(targets)
         await pool.submit(requests, 1)
         return _results(requests, targets)
+
+
+async def _run_syncs(requests: rq.Requests, flags: int, opcode: int, pool: Engine) -> I64:
+    """Open, sync, close; what is opened is filled in. Returns 0 or -errno for each."""
+    opens, syncs, closes = requests[0::3], requests[1::3], requests[2::3]
+    opens["opcode"] = rq.OP_OPEN
+    opens["offset"] = flags | os.O_CLOEXEC
+    syncs["opcode"] = opcode | rq.FLAG_LINK
+    closes["opcode"] = rq.OP_CLOSE | rq.FLAG_LINK
+    await pool.submit(requests, 3)
+    result: I64 = np.where(opens["result"] < 0, opens["result"], syncs["result"])
+    return result
 
 
 def _results(requests: rq.Requests, *alive: object) -> I64:

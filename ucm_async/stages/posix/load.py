@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -56,6 +56,8 @@ class _Reading:
         How each row is cut; its runs are the copies.
     orphaned
         The kernel had not given everything back when the last task settled.
+    spoilt
+        Rows of blocks of which a read failed, perhaps that of another row.
     """
 
     batch: Batch
@@ -71,6 +73,7 @@ class _Reading:
     chains: ChainTable
     wanted: I64
     orphaned: bool = False
+    spoilt: list[int] = field(default_factory=list)
 
     @property
     def head_column(self) -> int:
@@ -102,11 +105,16 @@ class Loader:
         """Deliver the rows of `batch` that are still wanted."""
         rows = np.flatnonzero(batch.live())
         step = self.transfer.arena.slots  # a group needs a slot, and there are no more groups than rows
+        spoilt: list[int] = []
         for start in range(0, len(rows), step):
-            await self._load_rows(batch, rows[start : start + step])
+            spoilt += await self._load_rows(batch, rows[start : start + step])
+        for start in range(0, len(spoilt), step):
+            again = np.array(spoilt[start : start + step])
+            await self._load_rows(batch, again[batch.live()[again]], apart=True)
 
-    async def _load_rows(self, batch: Batch, rows: I64) -> None:
-        first, group = group_rows(batch.ids[rows])
+    async def _load_rows(self, batch: Batch, rows: I64, *, apart: bool = False) -> list[int]:
+        """Load rows, with one chain a block, or one a row if `apart`; returns those that another row's read spoilt."""
+        first, group = (np.arange(len(rows)),) * 2 if apart else group_rows(batch.ids[rows])
         slots = await self.transfer.arena.lease(len(first))
         reading: _Reading | None = None
         try:
@@ -119,6 +127,7 @@ class Loader:
         finally:
             if reading is None or not reading.orphaned:
                 self.transfer.arena.release(slots)
+        return reading.spoilt
 
     # ---- the plan
 
@@ -307,6 +316,9 @@ class Loader:
             )
         elif len(failed):
             counts["read_errors"] += 1
+            if len(rows) > 1:
+                reading.spoilt += rows.tolist()
+                return
             reading.batch.report(rows, Status.IO_ERROR, BackendIOError.from_errno(-int(failed[0]), "read"))
         else:
             got, wanted = int(reads.sum()), int(reading.wanted[group].sum())

@@ -24,15 +24,12 @@ class BlockWrite:
         Bit sets of shards: in the file, and on their way to it.
     checksums
         uint32, shape (shards,): of those that are in, or on their way.
-    in_file
-        True if a file of this writer holds shards of it.
     """
 
     block_id: bytes
     checksums: npt.NDArray[np.uint32]
     done: int = 0
     busy: int = 0
-    in_file: bool = False
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
 
@@ -89,7 +86,6 @@ class BlockWrites:
         """Say that claimed shards are in the file."""
         write.busy &= ~wanted
         write.done |= wanted
-        write.in_file = True
         self._writes.move_to_end(write.block_id)
         self._wake(write)
 
@@ -97,24 +93,21 @@ class BlockWrites:
         """Say that the block has its name: nothing is under way any more."""
         self._forget(write)
 
-    def close_if_empty(self, write: BlockWrite, wanted: int, *, file_lost: bool) -> bool:
-        """Tell whether nothing is left of a block when the claimed shards `wanted` have failed.
+    def close_if_empty(self, write: BlockWrite, wanted: int, written: int) -> bool:
+        """Tell whether nothing is left of a block once `failed` is called with the same shards.
 
         Nobody can claim a shard of it then until `failed` is called with every shard: its file is about to go, and the
         next one has the same name.
         """
-        if write.busy & ~wanted or (not file_lost and write.done & ~wanted):
+        if write.busy & ~wanted or write.done & ~written:
             return False
         write.busy = self.full
         return True
 
-    def failed(self, write: BlockWrite, wanted: int, *, file_lost: bool) -> None:
-        """Give claimed shards back. With `file_lost`, those that were in are gone too."""
+    def failed(self, write: BlockWrite, wanted: int, written: int) -> None:
+        """Give claimed shards back; what is in the file of the shards `written` cannot be relied on any more."""
         write.busy &= ~wanted
-        if file_lost:
-            write.done, write.in_file = 0, False
-        else:
-            write.done &= ~wanted
+        write.done &= ~written
         if not write.done and not write.busy:
             self._forget(write)
         else:
