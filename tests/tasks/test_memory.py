@@ -129,7 +129,7 @@ class TestBuffers:
 
     def test_objects_are_no_bytes(self) -> None:
         """Their addresses must not be overwritten."""
-        with pytest.raises(TypeError, match="dst: .*object"):
+        with pytest.raises(TypeError, match=r"dst: .*object"):
             take(np.zeros((ROWS, ROW_BYTES // 8), dtype=object))
 
     def test_one_row_needs_no_list(self) -> None:

@@ -125,8 +125,6 @@ def _one_buffer(name: str, buffer: Any, rows: int, row_bytes: int, writable: boo
         shape = getattr(buffer, "shape", None)
     except ValueError as error:  # a memoryview that was released
         raise ValueError(f"{name}: {error}") from None
-    if getattr(getattr(buffer, "dtype", None), "hasobject", False):
-        raise TypeError(f"{name}: dtype {buffer.dtype}, must be plain bytes: nobody may overwrite references")
     if shape is not None and (len(shape) == 0 or shape[0] != rows) and rows != 1:
         raise ValueError(f"{name}: shape {tuple(shape)}, must have {rows} rows of {row_bytes} bytes")
     addresses, sizes, exports = _export(name, (buffer,), writable, width=-1)
@@ -174,10 +172,14 @@ def _export(name: str, flat: Sequence[Any], writable: bool, *, width: int) -> tu
         if len(error.args) != 2:
             raise
         index, why = error.args
-        where = (
-            name if width < 0 else f"{name}[{index}]" if width == 0 else f"{name}[{index // width}][{index % width}]"
-        )
-        raise _explain(where, flat[index], writable, why) from None
+        raise _explain(_place(name, index, width), flat[index], writable, why) from None
+
+
+def _place(name: str, index: int, width: int) -> str:
+    """Name an element of the caller's argument; `width` as in `_export`."""
+    if width < 0:
+        return name
+    return f"{name}[{index}]" if width == 0 else f"{name}[{index // width}][{index % width}]"
 
 
 def _explain(where: str, one: Any, writable: bool, why: str) -> Exception:
