@@ -124,6 +124,13 @@ class _OSStoreError(StoreError, OSError):
         StoreError.__init__(self, reason, **where)  # type: ignore[arg-type]
         self.errno = self.default_errno
 
+    def at(self, row: int, block_id: bytes, shard: int) -> StoreError:
+        """See `StoreError.at`; the errno stays."""
+        other = super().at(row, block_id, shard)
+        assert isinstance(other, _OSStoreError)
+        other.errno = self.errno
+        return other
+
     @classmethod
     def from_errno(cls, number: int, what: str) -> StoreError:
         """Describe a failed system call: `what` was being done when `number` came back."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def rows(draw: st.DrawFn) -> tuple[tuple[int, ...], int]:
     total = shard_size * draw(st.integers(1, 6))
     ends = sorted(draw(st.sets(st.integers(1, total - 1), max_size=8))) if total > 1 else []
     edges = [0, *ends, total]
-    return tuple(b - a for a, b in zip(edges, edges[1:], strict=False)), shard_size
+    return tuple(b - a for a, b in pairwise(edges)), shard_size
 
 
 def reference(pieces: tuple[int, ...], shard_size: int) -> list[tuple[int, int, int, int, int]]:

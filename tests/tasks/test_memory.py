@@ -124,7 +124,7 @@ class TestBuffers:
         with pytest.raises(ValueError, match=r"dst\[0\].*released"):
             take([view, *others])
         others[0].append(0)
-        with pytest.raises(ValueError, match="dst.*released"):
+        with pytest.raises(ValueError, match=r"dst.*released"):
             take(view, rows=1)
 
     def test_objects_are_no_bytes(self) -> None:

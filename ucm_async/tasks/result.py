@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from ..errors import StoreError
 from ..types import ERROR_OF_STATUS, I64, U8, Bools, Status
 
@@ -25,10 +27,10 @@ class FailureSet(Mapping[int, StoreError]):
         self._shards = shards
 
     def __getitem__(self, row: int) -> StoreError:
-        if not 0 <= row < len(self._status) or self._status[row] == Status.OK:
+        if row not in self:
             raise KeyError(row)
         error = self._errors.get(row) or ERROR_OF_STATUS[Status(int(self._status[row]))]()
-        return error.at(row, self._ids[row].tobytes(), int(self._shards[row]))
+        return error.at(int(row), self._ids[row].tobytes(), int(self._shards[row]))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._status.nonzero()[0].tolist())
@@ -37,7 +39,9 @@ class FailureSet(Mapping[int, StoreError]):
         return int((self._status != Status.OK).sum())
 
     def __contains__(self, row: object) -> bool:
-        return isinstance(row, int) and 0 <= row < len(self._status) and self._status[row] != Status.OK
+        if not isinstance(row, (int, np.integer)) or not 0 <= row < len(self._status):
+            return False
+        return bool(self._status[row] != Status.OK)
 
     def __repr__(self) -> str:
         return f"{{{', '.join(f'{row}: {error.reason}' for row, error in self.items())}}}"
