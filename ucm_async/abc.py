@@ -48,7 +48,7 @@ class Engine(AsyncResource):
 
     @abstractmethod
     def submit(self, requests: npt.NDArray[Any], chunk: int = 1) -> asyncio.Future[None]:
-        """Start a batch and return the one future that is done when every request of it has its ``result``.
+        """Start a batch of chains; the one future is done when every request of it has its ``result``.
 
         Parameters
         ----------
@@ -56,8 +56,9 @@ class Engine(AsyncResource):
             C-contiguous array of ``REQUEST``, shape (n,). It belongs to the engine until the future is done;
             ``result`` may be read at any time and is ``PENDING_RESULT`` until that request is in.
         chunk
-            Requests that must run one after another in one thread (links and chains). Engines that run each request
-            for itself ignore it.
+            Length of a chain: so many consecutive requests run one after another, and the links, checksums and
+            conditions in them refer to their own chain. Different chains of a batch run side by side. A chain runs to
+            its end whatever fails in it. Shorter chains are padded with ``OP_NOP``; the last one may be shorter.
 
         Returns
         -------

@@ -25,7 +25,7 @@ class Context:
         self.finished: list[Any] = []
         self.closed_in: threading.Thread | None = None
 
-    def submit(self, requests: Any, token: object) -> None:
+    def submit(self, requests: Any, token: object, chunk: int = 1) -> None:
         self.tokens.append(token)
 
     def finish(self, *places: int) -> None:
@@ -142,6 +142,7 @@ async def test_counting_few_and_many(n: int) -> None:
     context = Context()
     engine = ManualEngine(context)
     requests = new_requests(n)
+    requests["opcode"] = OP_READ
     future = engine.submit(requests)
     requests["result"] = np.arange(n) - 2  # -2, -1, 0, 1, ...
     context.finish(0)

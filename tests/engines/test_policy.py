@@ -45,13 +45,11 @@ def test_writes_block_io_submit_only(opcode: int) -> None:
     assert pick(requests, 1, "aio") == ("psync", "writes may extend files")
 
 
-@pytest.mark.parametrize("opcode", [OP_OPEN, OP_CLOSE, OP_COPY, OP_READ | FLAG_LINK])
-def test_what_a_ring_does_not_understand(opcode: int) -> None:
-    assert pick(batch(OP_READ, opcode), 1, "uring") == ("psync", "not data alone")
-
-
-def test_a_chunk_needs_a_thread() -> None:
-    assert pick(batch(OP_READ, OP_READ), 2, "uring") == ("psync", "not data alone")
+@pytest.mark.parametrize("ring", ["uring", "aio"])
+def test_a_ring_takes_chains_of_anything(ring: str) -> None:
+    chain = batch(OP_OPEN, OP_READ | FLAG_LINK, OP_COPY, OP_CLOSE | FLAG_LINK)
+    assert pick(chain, 4, ring) == (ring, "chains")
+    assert pick(chain, 1, ring) == (ring, "data")
 
 
 async def test_auto_on_aio_counts_what_it_picked(tmp_path: Path) -> None:

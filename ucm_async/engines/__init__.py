@@ -4,7 +4,8 @@ General layout::
 
     requests    the packed record that all of them understand (a leaf: it imports nothing)
     arena       the memory that belongs to the library, in slots
-    base        one native context -> asyncio: a batch, a future
+    base        native contexts -> asyncio: a batch, a future
+    ring        a driver for batches and a direct way for what is small, for aio and uring
     pool        the adapter over threads, for file operations and copies
     psync aio uring     the data engines
     auto        picks among them, batch by batch

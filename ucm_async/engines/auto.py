@@ -10,19 +10,18 @@ against 0.08 ms with io_uring.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ..abc import Engine
 from ..errors import StoreClosedError
 from .base import ContextEngine
 from .psync import PsyncEngine
-from .requests import OP_READ, OP_READV, OP_WRITE, OP_WRITEV, Requests
+from .requests import OP_MASK, OP_WRITE, OP_WRITEV, Requests
 
 __all__ = ["AutoEngine", "pick"]
 
-_READS: Final = frozenset((OP_READ, OP_READV))
-_DATA: Final = _READS | {OP_WRITE, OP_WRITEV}
+_WRITES: Final = frozenset((OP_WRITE, OP_WRITEV))
 
 
 def pick(requests: Requests, chunk: int, ring: str) -> tuple[str, str]:
@@ -40,12 +39,11 @@ def pick(requests: Requests, chunk: int, ring: str) -> tuple[str, str]:
     tuple of str
         "psync" or `ring`, and the reason, a key of the statistics.
     """
-    codes = set(requests["opcode"].tolist())  # for a few requests numpy's own calls would take longer
-    if chunk > 1 or not codes <= _DATA:
-        return "psync", "not data alone"  # a ring reads and writes, each request for itself
-    if ring == "aio" and not codes <= _READS:
-        return "psync", "writes may extend files"
-    return ring, "data"
+    if ring == "aio":
+        codes = set(requests["opcode"].tolist())  # for a few requests numpy's own calls would take longer
+        if any(code & OP_MASK in _WRITES for code in codes):
+            return "psync", "writes may extend files"
+    return ring, "data" if chunk == 1 else "chains"
 
 
 class AutoEngine(Engine):
@@ -72,10 +70,17 @@ class AutoEngine(Engine):
         """Start a batch; see `ucm_async.abc.Engine.submit`."""
         if self._closed:
             raise StoreClosedError("the auto engine is closed")
+        return self._pick(requests, chunk).submit(requests, chunk)
+
+    def submit_small(self, requests: Requests, chunk: int, on_done: Callable[[], None]) -> bool:
+        """See `ucm_async.abc.Engine.submit_small`."""
+        return not self._closed and self._pick(requests, chunk).submit_small(requests, chunk, on_done)
+
+    def _pick(self, requests: Requests, chunk: int) -> ContextEngine:
         name, why = pick(requests, chunk, self._ring.name)
         key = f"{name}: {why}"
         self._picked[key] = self._picked.get(key, 0) + 1
-        return (self._ring if name == self._ring.name else self._make_psync()).submit(requests, chunk)
+        return self._ring if name == self._ring.name else self._make_psync()
 
     def _make_psync(self) -> PsyncEngine:
         if self._psync is None:

@@ -1,7 +1,7 @@
-"""From a native context to asyncio: a batch goes in, one future comes out.
+"""From native contexts to asyncio: a batch goes in, one future comes out.
 
-The context's descriptor is watched by the loop. When it is readable, one `reap` brings every batch that is done, and
-the futures get their results in that same callback. Nothing is polled, no task is made, and nothing is copied: the
+The descriptor of each context is watched by the loop. When it is readable, one `reap` brings every batch that is done,
+and the futures get their results in that same callback. Nothing is polled, no task is made, and nothing is copied: the
 array that was submitted is the array in which the results appear.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..abc import Engine
 from ..errors import StoreClosedError
-from .requests import Requests
+from .requests import OP_COPY, OP_MASK, OP_READ, OP_WRITEV, Requests
 
 __all__ = ["FEW", "Context", "ContextEngine"]
 
@@ -27,8 +27,8 @@ FEW: Final = 48
 class Context(Protocol):
     """What `ContextEngine` needs of a native context; the stub of the extension tells the rest."""
 
-    def submit(self, requests: Any, token: object, /) -> None:
-        """Start a batch."""
+    def submit(self, requests: Any, token: object, chunk: int = 1, /) -> None:
+        """Start a batch of chains."""
 
     def reap(self) -> list[Any]:
         """Return the tokens of the batches that are done."""
@@ -50,12 +50,12 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 class ContextEngine(Engine):
-    """Adapter of one native context. Made on a running loop, and used from it only.
+    """Adapter of native contexts. Made on a running loop, and used from it only.
 
     Parameters
     ----------
-    context
-        Owned by the engine from now on.
+    *contexts
+        Owned by the engine from now on. The first one gets every batch, unless a subclass chooses.
 
     Attributes
     ----------
@@ -68,9 +68,9 @@ class ContextEngine(Engine):
     by `aclose`.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, *contexts: Context) -> None:
         self._loop = asyncio.get_running_loop()
-        self._context = context
+        self._contexts = contexts
         self.why = ""
         self._requests = 0
         self._batches = 0
@@ -81,18 +81,24 @@ class ContextEngine(Engine):
         self._in_flight_max = 0
         self._idle: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._loop.add_reader(context.fileno(), self.poll)
+        for context in contexts:
+            self._loop.add_reader(context.fileno(), self._reap, context)
 
     def submit(self, requests: Requests, chunk: int = 1) -> asyncio.Future[None]:
         """Start a batch; see `ucm_async.abc.Engine.submit`."""
         if self._closing is not None:
             raise StoreClosedError(f"the {self.name} engine is closed")
         future: asyncio.Future[None] = self._loop.create_future()
-        self._begin(requests, partial(_resolve, future), chunk)
+        self._begin(self._choose(requests, chunk), requests, partial(_resolve, future), chunk)
         return future
 
-    def _begin(self, requests: Requests, on_done: Callable[[], None], chunk: int) -> None:
-        self._start(requests, (on_done, requests), chunk)
+    def _choose(self, requests: Requests, chunk: int) -> Context:
+        """Return the context that gets a batch."""
+        return self._contexts[0]
+
+    def _begin(self, context: Context, requests: Requests, on_done: Callable[[], None], chunk: int) -> None:
+        token: _Token = (on_done, requests)
+        context.submit(requests, token, chunk)
         count = len(requests)
         self._requests += count
         self._batches += 1
@@ -100,13 +106,12 @@ class ContextEngine(Engine):
         self._in_flight += count
         self._in_flight_max = max(self._in_flight_max, self._in_flight)
 
-    def _start(self, requests: Requests, token: _Token, chunk: int) -> None:
-        """Hand the batch to the context. `chunk` means nothing to a ring: its requests are all for themselves."""
-        self._context.submit(requests, token)
-
     def poll(self) -> int:
-        """Take in what is done and settle its futures; the loop calls it, anyone may. Returns how many batches."""
-        done: list[_Token] = self._context.reap()
+        """Take in what is done and settle its futures before the loop sees it. Returns how many batches."""
+        return sum(map(self._reap, self._contexts))
+
+    def _reap(self, context: Context) -> int:
+        done: list[_Token] = context.reap()
         for on_done, requests in done:
             self._in_flight -= len(requests)
             self._count(requests)
@@ -117,18 +122,30 @@ class ContextEngine(Engine):
         return len(done)
 
     def _count(self, requests: Requests) -> None:
+        """Count bytes of transfers and copies only: other results are descriptors, sizes and checksums."""
+        if len(requests) <= FEW:
+            self._count_few(requests)
+            return
         results = requests["result"]
-        if len(results) <= FEW:
-            few = results.tolist()
-            self._errors += sum(one < 0 for one in few)
-            self._bytes += sum(one for one in few if one > 0)
-        else:
-            good = results >= 0
-            self._errors += len(results) - int(np.count_nonzero(good))
-            self._bytes += int(results.sum(where=good))
+        codes = requests["opcode"] & OP_MASK
+        good = results >= 0
+        self._errors += len(results) - int(np.count_nonzero(good))
+        self._bytes += int(results.sum(where=good & (codes >= OP_READ) & (codes <= OP_WRITEV)))
+        self._bytes += int(requests["length"].sum(where=good & (codes == OP_COPY)))
+
+    def _count_few(self, requests: Requests) -> None:
+        fields = (requests[name].tolist() for name in ("opcode", "length", "result"))
+        for opcode, length, result in zip(*fields, strict=True):
+            code = opcode & OP_MASK
+            if result < 0:
+                self._errors += 1
+            elif OP_READ <= code <= OP_WRITEV:
+                self._bytes += result
+            elif code == OP_COPY:
+                self._bytes += length
 
     async def aclose(self) -> None:
-        """Wait until nothing is in flight, then free the context. Idempotent; a cancelled close goes on by itself."""
+        """Wait until nothing is in flight, then free the contexts. Idempotent; a cancelled close goes on by itself."""
         if self._closing is None:
             self._closing = self._loop.create_task(self._drain())
         await asyncio.shield(self._closing)
@@ -137,14 +154,18 @@ class ContextEngine(Engine):
         if self._unfinished:
             self._idle = self._loop.create_future()
             await self._idle
-        self._loop.remove_reader(self._context.fileno())
+        for context in self._contexts:
+            self._loop.remove_reader(context.fileno())
         # Joining threads and freeing rings takes milliseconds, which the loop does not have.
-        for on_done, _ in await asyncio.to_thread(self._context.close):
+        for on_done, _ in await asyncio.to_thread(self._free):
             on_done()
+
+    def _free(self) -> list[_Token]:
+        return [token for context in self._contexts for token in context.close()]
 
     def statistics(self) -> Mapping[str, Any]:
         """Return plain counters; ``waiting`` requests are not with the kernel yet, ``depth`` is how many may be."""
-        waiting = int(getattr(self._context, "waiting", 0))
+        waiting = sum(int(getattr(context, "waiting", 0)) for context in self._contexts)
         return {
             "name": self.name,
             "requests": self._requests,
@@ -167,4 +188,4 @@ class ContextEngine(Engine):
     @property
     def depth(self) -> int:
         """How many requests can be with the kernel at once."""
-        return int(getattr(self._context, "depth", 0))
+        return int(getattr(self._contexts[0], "depth", 0))

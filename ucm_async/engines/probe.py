@@ -20,6 +20,7 @@ from .aio import AioEngine
 from .auto import AutoEngine
 from .base import ContextEngine
 from .psync import PsyncEngine
+from .ring import HELPERS
 from .uring import UringEngine
 
 if TYPE_CHECKING:
@@ -137,7 +138,14 @@ def choose_engine(requested: str, direct: bool, reports: Iterable[EngineReport])
 
 
 def make_engine(
-    requested: str, *, direct: bool, depth: int, max_bytes: int, threads: int, memory: Arena | None = None
+    requested: str,
+    *,
+    direct: bool,
+    depth: int,
+    max_bytes: int,
+    threads: int,
+    memory: Arena | None = None,
+    helpers: int = HELPERS,
 ) -> Engine:
     """Make an engine on the running loop; what cannot be set up is replaced by the next best, psync in the end.
 
@@ -155,6 +163,8 @@ def make_engine(
         Of psync.
     memory
         Registered with a ring where the kernel allows it.
+    helpers
+        Threads that run what is no transfer, for a ring.
 
     Returns
     -------
@@ -170,31 +180,26 @@ def make_engine(
     while True:
         name, why = choose_engine(requested, direct, reports)
         try:
-            engine = _make(requested, name, why, direct, depth, max_bytes, threads, memory)
+            engine = _make(name, direct, depth, max_bytes, threads, memory, helpers)
         except OSError as error:
             if name == "psync":
                 raise
             reports.append(EngineReport(name, False, _explain(name, error)))
             continue
+        engine.why = why
         if requested not in ("auto", name):
             _log.warning("io_engine %s is not to be had here: using %s %s", requested, name, why)
-        return engine
+        return AutoEngine(engine, threads) if requested == "auto" and name != "psync" else engine
 
 
 def _make(
-    requested: str, name: str, why: str, direct: bool, depth: int, max_bytes: int, threads: int, memory: Arena | None
-) -> Engine:
-    engine: ContextEngine
+    name: str, direct: bool, depth: int, max_bytes: int, threads: int, memory: Arena | None, helpers: int
+) -> ContextEngine:
     if name == "uring":
-        engine = UringEngine(depth, max_bytes, force_async=not direct, memory=memory)
-    elif name == "aio":
-        engine = AioEngine(depth, max_bytes)
-    else:
-        engine = PsyncEngine(threads)
-    engine.why = why
-    if requested == "auto" and name != "psync":
-        return AutoEngine(engine, threads)
-    return engine
+        return UringEngine(depth, max_bytes, force_async=not direct, memory=memory, helpers=helpers)
+    if name == "aio":
+        return AioEngine(depth, max_bytes, helpers=helpers)
+    return PsyncEngine(threads)
 
 
 def probe_direct(directory: str | os.PathLike[str]) -> tuple[bool, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-from .base import _Token
+from .base import Context
 from .pool import PoolEngine
 from .requests import Requests
 
@@ -40,5 +41,5 @@ class PsyncEngine(PoolEngine):
     def __init__(self, threads: int) -> None:
         super().__init__(threads, "ucm-psync")
 
-    def _start(self, requests: Requests, token: _Token, chunk: int) -> None:
-        super()._start(requests, token, job_size(len(requests), chunk, self.depth))
+    def _begin(self, context: Context, requests: Requests, on_done: Callable[[], None], chunk: int) -> None:
+        super()._begin(context, requests, on_done, job_size(len(requests), chunk, self.depth))

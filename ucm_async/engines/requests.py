@@ -1,8 +1,9 @@
 """The packed request: the one record that every engine, thread pool and simulated device understands.
 
-A batch is a C-contiguous numpy array of `REQUEST`. Who made it keeps nothing else alive by hand: the engine holds the
-array until the batch is done, and writes each `result` in place. What `address`, `offset` and `length` point to must
-stay valid until then; that is the business of the arena's leases (see `arena`).
+A batch is a C-contiguous numpy array of `REQUEST`, cut into chains of one length: the `chunk` of a submit. The requests
+of a chain run one after another; chains run side by side. Who made the array keeps nothing else alive by hand: the
+engine holds it until the batch is done, and writes each `result` in place. What `address`, `offset` and `length` point
+to must stay valid until then; that is the business of the arena's leases (see `arena`).
 
 The layout is shared with ``ext/request.h``; a test compares the two.
 """
@@ -34,12 +35,12 @@ PENDING_RESULT: Final = -(2**63)
 """`result` of a request that has not finished. Set by ``submit``."""
 
 OP_NOP: Final = 0  # nothing; pads a chain -> 0
-# Data. These four are what a data engine (psync, aio, uring) takes.
+# Transfers: what a ring of the kernel does; the rest of a chain is run by threads.
 OP_READ: Final = 1  # pread(fd, address, length, offset) -> bytes; whole, or short only at the end of the file
 OP_WRITE: Final = 2  # pwrite(fd, address, length, offset) -> bytes, whole
 OP_READV: Final = 3  # preadv(fd, (iovec*)address, length = number of iovecs, offset) -> bytes
 OP_WRITEV: Final = 4
-# Files. A thread pool takes these too. Paths are NUL-terminated and relative to the directory `fd`.
+# Files. Paths are NUL-terminated and relative to the directory `fd`.
 OP_FDATASYNC: Final = 5  # fdatasync(fd)
 OP_OPEN: Final = 6  # openat(fd, address, flags = offset, mode = length) -> descriptor
 OP_CLOSE: Final = 7  # close(fd)
@@ -53,7 +54,7 @@ OP_FSYNC: Final = 13  # fsync(fd), for directories
 OP_COPY: Final = 16  # memcpy(address, offset, length) and checksum in one pass
 OP_CHECKSUM: Final = 17  # checksum of length bytes at address
 
-FLAG_LINK: Final = 0x100  # use the descriptor of the last OP_OPEN before it in the job; -ECANCELED if that failed
+FLAG_LINK: Final = 0x100  # use the descriptor of the last OP_OPEN before it in the chain; -ECANCELED if that failed
 FLAG_CHAIN: Final = 0x200  # the checksum goes on from the result of the request before it
 FLAG_CACHED: Final = 0x400  # OP_OPEN only if no disk is needed (RESOLVE_CACHED); -EAGAIN if it is
 FLAG_IF_WELL: Final = 0x800  # only if all before it in the chain went well: data whole, the rest >= 0; else -ECANCELED
