@@ -1,0 +1,152 @@
+"""Where a block lies: paths, backends, ranges."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ucm_async.stages.posix.layout import (
+    BlockLayout,
+    backend_seeds,
+    block_path,
+    block_paths,
+    choose_backend,
+    group_rows,
+    merge_ranges,
+    paths_below,
+    subdirectories,
+)
+from ucm_async.types import U8, as_block_ids, block_ids
+
+KINDS_OF_IDS = {
+    "hashed": lambda i: block_ids([i]).tobytes(),
+    "counted, little-endian": lambda i: struct.pack("<QQ", i, 0),
+    "counted, big-endian": lambda i: struct.pack(">QQ", 0, i),
+    "counted in steps of 4096": lambda i: struct.pack("<QQ", 7, i << 12),
+    "alike but for one end": lambda i: struct.pack("<I", i) + b"\xff" * 12,
+    "alike but for the other": lambda i: b"\xff" * 12 + struct.pack("<I", i),
+    "both halves the same": lambda i: struct.pack("<QQ", i, i),
+}
+MANY = 8192
+
+raw_ids = st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=20, unique=True)
+path_sets = st.lists(st.text("abcdef/", min_size=1, max_size=8), min_size=1, max_size=6, unique=True)
+
+
+@pytest.fixture(params=KINDS_OF_IDS, scope="module")
+def many_ids(request: pytest.FixtureRequest) -> U8:
+    return as_block_ids([KINDS_OF_IDS[request.param](i) for i in range(MANY)])
+
+
+class TestPaths:
+    @given(raw_ids)
+    def test_a_path_is_a_directory_and_the_id_in_hex(self, ids: list[bytes]) -> None:
+        array = as_block_ids(ids)
+        for block_id, row, directory in zip(ids, block_paths(array), subdirectories(array).tolist(), strict=True):
+            path = row.tobytes()
+            assert path == f"{directory:02x}/{block_id.hex()}".encode() + b"\0"
+            assert block_path(block_id) == path[:-1]
+
+    @given(raw_ids)
+    def test_below_a_directory(self, ids: list[bytes]) -> None:
+        paths = paths_below("writers/me", as_block_ids(ids))
+        assert [row.tobytes() for row in paths] == [b"writers/me/" + one.hex().encode() + b"\0" for one in ids]
+
+    def test_paths_are_unique(self, many_ids: U8) -> None:
+        assert len({row.tobytes() for row in block_paths(many_ids)}) == MANY
+
+    def test_the_path_of_a_block_never_changes(self) -> None:
+        """What is stored is found by it."""
+        assert block_path(bytes(range(16))) == b"08/000102030405060708090a0b0c0d0e0f"
+        assert block_path(b"\xff" * 16) == b"01/ffffffffffffffffffffffffffffffff"
+
+    def test_directories_are_filled_evenly(self, many_ids: U8) -> None:
+        counts = np.bincount(subdirectories(many_ids), minlength=256)
+        chi_squared = ((counts - MANY / 256) ** 2 / (MANY / 256)).sum()
+        assert chi_squared < 255 + 6 * np.sqrt(2 * 255)
+
+
+class TestBackends:
+    @given(raw_ids, path_sets, st.randoms())
+    def test_their_order_does_not_matter(self, ids: list[bytes], paths: list[str], random) -> None:  # type: ignore[no-untyped-def]
+        array, shuffled = as_block_ids(ids), random.sample(paths, len(paths))
+        chosen = [paths[i] for i in choose_backend(array, backend_seeds(tuple(paths))).tolist()]
+        again = [shuffled[i] for i in choose_backend(array, backend_seeds(tuple(shuffled))).tolist()]
+        assert chosen == again
+
+    @given(raw_ids, path_sets)
+    def test_a_new_one_takes_blocks_and_moves_none_between_the_others(self, ids: list[bytes], paths: list[str]) -> None:
+        array = as_block_ids(ids)
+        before = choose_backend(array, backend_seeds(tuple(paths)))
+        after = choose_backend(array, backend_seeds((*paths, "new")))
+        assert ((after == before) | (after == len(paths))).all()
+
+    @pytest.mark.parametrize("count", [2, 3, 7])
+    def test_blocks_are_spread_evenly(self, many_ids: U8, count: int) -> None:
+        chosen = choose_backend(many_ids, backend_seeds(tuple(f"/mnt/disk{i}" for i in range(count))))
+        share = np.bincount(chosen, minlength=count) / MANY
+        assert (abs(share - 1 / count) < 6 * np.sqrt(1 / count / MANY)).all()
+
+    def test_a_new_one_takes_its_share(self, many_ids: U8) -> None:
+        paths = tuple(f"/mnt/disk{i}" for i in range(4))
+        taken = (choose_backend(many_ids, backend_seeds(paths)) == 3).mean()
+        assert abs(taken - 1 / 4) < 6 * np.sqrt(1 / 4 / MANY)
+
+    def test_backend_and_directory_are_independent(self, many_ids: U8) -> None:
+        """Else a backend would use only some of its directories."""
+        chosen = choose_backend(many_ids, backend_seeds(("/a", "/b")))
+        directories = subdirectories(many_ids)
+        for backend in (0, 1):
+            assert len(np.unique(directories[chosen == backend])) > 240
+
+
+@st.composite
+def ranges(draw: st.DrawFn) -> tuple[list[tuple[int, int, int]], int]:
+    """Draw ranges of some groups, and a gap."""
+    one = st.tuples(st.integers(0, 3), st.integers(0, 60), st.integers(0, 20))
+    drawn = draw(st.lists(one, max_size=20))
+    return [(group, start, start + length) for group, start, length in drawn], draw(st.integers(0, 10))
+
+
+def merged_slowly(given_ranges: list[tuple[int, int, int]], gap: int) -> list[tuple[int, int, int]]:
+    out: list[tuple[int, int, int]] = []
+    for group, start, stop in sorted(given_ranges):
+        if out and out[-1][0] == group and start <= out[-1][2] + gap:
+            out[-1] = (group, out[-1][1], max(out[-1][2], stop))
+        else:
+            out.append((group, start, stop))
+    return out
+
+
+class TestRanges:
+    @given(ranges())
+    def test_merging_against_the_reference(self, drawn: tuple[list[tuple[int, int, int]], int]) -> None:
+        given_ranges, gap = drawn
+        columns = np.array(given_ranges, dtype=np.int64).reshape(-1, 3).T
+        merged = merge_ranges(*columns, gap=gap)
+        assert list(zip(*(one.tolist() for one in merged), strict=True)) == merged_slowly(given_ranges, gap)
+
+    @given(st.lists(st.integers(0, 4), max_size=30))
+    def test_grouping_consecutive_rows(self, blocks: list[int]) -> None:
+        first, group = group_rows(block_ids(blocks))
+        assert first.tolist() == [i for i in range(len(blocks)) if i == 0 or blocks[i] != blocks[i - 1]]
+        assert group.tolist() == [sum(at <= i for at in first.tolist()) - 1 for i in range(len(blocks))]
+
+    @given(st.integers(1, 300), st.integers(1, 40_000))
+    def test_a_file_is_header_shards_and_padding(self, shards: int, shard_size: int) -> None:
+        layout = BlockLayout.of(shards * shard_size, shard_size)
+        assert layout.shards == shards
+        assert layout.header_bytes % 4096 == 0
+        assert layout.file_bytes % 4096 == 0
+        assert 0 <= layout.file_bytes - layout.header_bytes - layout.block_size < 4096
+        start, stop = layout.row_ranges(np.arange(shards))
+        assert start[0] == layout.header_bytes
+        assert stop[-1] == layout.header_bytes + layout.block_size
+        assert (stop - start == shard_size).all()
+        assert (start[1:] == stop[:-1]).all()
+        whole_start, whole_stop = layout.row_ranges(np.array([-1]))
+        assert (whole_start[0], whole_stop[0]) == (start[0], stop[-1])
