@@ -72,11 +72,11 @@ class StoreConfig:
     queue_depth : int
         Slices an inbox holds; a full one slows its caller down. Default 64.
     slice_bytes : int
-        Bytes above which a task is cut into further slices. Default 8 MiB.
+        Bytes above which a task is cut into further slices. Default 64 MiB.
     task_max : int
         Tasks under way at a time; the rows of one above that settle as BUSY. Default 4096.
     staging_buffer_gb : float
-        Memory of each lane between disk and callers. Default 0.0625 (64 MiB).
+        Memory of each lane between disk and callers. Default 0.125 (64 MiB).
     unique_id : str
         Names the shared memory of a host: stores with the same one share a Cache stage. Default "": from the namespace.
     share_buffer_enable : bool
@@ -119,9 +119,9 @@ class StoreConfig:
     io_threads: int = 8
     queue_number: int = 4
     queue_depth: int = 64
-    slice_bytes: int = 8 << 20
+    slice_bytes: int = 64 << 20
     task_max: int = 4096
-    staging_buffer_gb: float = 0.0625
+    staging_buffer_gb: float = 0.125
     unique_id: str = ""
     share_buffer_enable: bool = True
     cache_buffer_capacity_gb: float = 1.0

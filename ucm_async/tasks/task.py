@@ -59,7 +59,7 @@ class Task:
         self.durability: Durability = durability
         self.deadline = math.inf
         self.pending = len(ids)
-        self._gate = None if memory.direct else Gate()
+        self._gate = Gate()
         self._work = np.full(len(ids), PENDING, dtype=np.uint8)
         self._errors: dict[int, StoreError] = {}
         self._result: TaskResult | None = None
@@ -134,8 +134,8 @@ class Task:
 
     @property
     def gate_address(self) -> int:
-        """For ``REQUEST.gate``; 0 for memory that outlives the task."""
-        return 0 if self._gate is None else self._gate.address
+        """For ``REQUEST.gate``: nothing is copied, and nothing is begun, once it is closed."""
+        return self._gate.address
 
     def time_left_s(self) -> float:
         """Seconds until the deadline; negative past it, infinite without one."""
@@ -193,7 +193,7 @@ class Task:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._gate is not None and self.pending:
+        if self.pending:
             self._gate.close()  # from here on no thread is inside the caller's memory, and none enters
         status = self._work.copy()
         if self.pending:

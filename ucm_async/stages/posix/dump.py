@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ...abc import Batch
 from ...engines import requests as rq
+from ...engines.arena import Arena
 from ...errors import BackendIOError, NoSpaceError, StoreError
 from ...native import execute
 from ...tasks import cut_row
@@ -20,7 +21,7 @@ from .files import BlockFiles
 from .header import CHECKSUM_FROM, pack_headers, seal_headers
 from .known import KnownBlocks
 from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, can_go_direct, patient, run_copies, status_of_errno
+from .transfer import DIRECT_ALIGN, Transfer, patient, run_copies, status_of_errno
 from .writes import BlockWrite, BlockWrites
 
 __all__ = ["Dumper"]
@@ -41,7 +42,7 @@ class _Writing:
     rows
         int64 (n,): rows of the batch; `group` (n,) says which block each belongs to.
     ids, backend, slots
-        By group.
+        By group; the slots are of `arena`.
     writes, wanted
         By group: the block's state, and the shards claimed of it, a bit set.
     completes
@@ -67,6 +68,7 @@ class _Writing:
     completes: Bools
     failed: I64
     lost: Bools
+    arena: Arena = field(init=False)
     slots: I64 = field(default_factory=lambda: _NONE)
     commits: I64 = field(default_factory=lambda: _NONE)
     direct: bool = False
@@ -98,9 +100,10 @@ class Dumper:
         rows = np.flatnonzero(batch.live()).astype(np.int64)
         if (batch.shards >= 0).any():  # shards of one block may be anywhere in the batch
             rows = rows[np.lexsort((batch.shards[rows], *batch.ids[rows].view(np.uint64).T))]
+        step = max(1, self.transfer.slots_for(batch).slots // 2)  # others wait for slots, too
         while len(rows):
             first, _ = group_rows(batch.ids[rows])
-            cut = int(first[self.transfer.arena.slots]) if len(first) > self.transfer.arena.slots else len(rows)
+            cut = int(first[step]) if len(first) > step else len(rows)
             part, rows = rows[:cut], rows[cut:]
             while len(part):
                 part = await self._dump_rows(batch, part)
@@ -199,7 +202,7 @@ class Dumper:
     # ---- the steps of a write; each leaves out the groups that failed before
 
     async def _write(self, writing: _Writing) -> None:
-        arena = self.transfer.arena
+        writing.arena = arena = self.transfer.slots_for(writing.batch)
         writing.slots = await arena.lease(len(writing.ids))
         try:
             await self._stage(writing)
@@ -213,13 +216,13 @@ class Dumper:
         """Take the bytes out of the caller's memory, or only their checksums where the kernel may read it itself."""
         batch, rows = writing.batch, writing.rows
         pieces = batch.addresses[rows]
-        writing.direct = batch.direct and can_go_direct(pieces, batch.piece_sizes)
+        writing.direct = writing.arena is self.transfer.heads
         cuts = cut_row(tuple(batch.piece_sizes.tolist()), self._layout.shard_size)
         start = self._layout.row_ranges(batch.shards[rows])[0]
         copies = copy_requests(
             rq.OP_CHECKSUM if writing.direct else rq.OP_COPY,
             cuts,
-            slots=self.transfer.arena.address(writing.slots)[writing.group] + start.astype(np.uint64),
+            slots=writing.arena.address(writing.slots)[writing.group] + start.astype(np.uint64),
             pieces=pieces,
             gates=batch.gates[rows],
             to_slots=True,
@@ -248,7 +251,7 @@ class Dumper:
         requests["length"] = headers.shape[1] - CHECKSUM_FROM
         execute(requests)
         seal_headers(headers, requests["result"].astype(np.uint32))
-        slots = self.transfer.arena.view()
+        slots = writing.arena.view()
         slots[writing.slots[whole], : headers.shape[1]] = headers
         slots[writing.slots[whole], headers.shape[1] : self._layout.header_bytes] = 0
 
@@ -315,7 +318,7 @@ class Dumper:
         writes = rq.new_requests(len(owner))
         writes["opcode"] = rq.OP_WRITE
         writes["offset"] = start
-        writes["address"] = self.transfer.arena.address(writing.slots[owner]) + start.astype(np.uint64)
+        writes["address"] = writing.arena.address(writing.slots[owner]) + start.astype(np.uint64)
         writes["length"] = stop - start
         return writes, owner, stop - start, None
 
@@ -327,7 +330,7 @@ class Dumper:
         start, stop = layout.row_ranges(batch.shards[rows])
         beside = (start == layout.header_bytes) & writing.completes[group]
         k = len(batch.piece_sizes)
-        bases = self.transfer.arena.address(writing.slots)
+        bases = writing.arena.address(writing.slots)
         vectors = np.zeros((len(rows), k + 1), dtype=rq.IOVEC)
         vectors["address"][:, 0] = bases[group]
         vectors["length"][:, 0] = layout.header_bytes

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ...abc import Batch
 from ...engines import requests as rq
+from ...engines.arena import Arena
 from ...errors import BackendIOError, CorruptError
 from ...tasks import Cuts, cut_row
 from ...types import I64, U8, U64, Bools, Status
@@ -21,7 +22,7 @@ from .files import BlockFiles
 from .header import CHECKSUM_FROM, check_headers, used_bytes
 from .known import KnownBlocks
 from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, can_go_direct, patient, status_of_errno
+from .transfer import DIRECT_ALIGN, Transfer, patient, status_of_errno
 
 __all__ = ["Loader"]
 
@@ -47,7 +48,7 @@ class _Reading:
     rows, group, rank
         int64 (n,): rows of the batch, the group of each, and its place in the group.
     ids, backend, slots, bases
-        By group: the block, where it lies, its slot, and the slot's address.
+        By group: the block, where it lies, its slot in `arena`, and the slot's address.
     chains
         One chain a group: OPEN, reads, CHECKSUM of the header, copies of the rows, CLOSE.
     wanted
@@ -65,6 +66,7 @@ class _Reading:
     group: I64
     ids: U8
     backend: I64
+    arena: Arena
     slots: I64
     bases: U64
     cuts: Cuts
@@ -104,21 +106,22 @@ class Loader:
     async def load(self, batch: Batch) -> None:
         """Deliver the rows of `batch` that are still wanted."""
         rows = np.flatnonzero(batch.live())
-        step = self.transfer.arena.slots  # a group needs a slot, and there are no more groups than rows
+        arena = self.transfer.slots_for(batch)
+        step = max(1, arena.slots // 2)  # a group needs a slot, there are no more groups than rows, and others wait too
         spoilt: list[int] = []
         for start in range(0, len(rows), step):
-            spoilt += await self._load_rows(batch, rows[start : start + step])
+            spoilt += await self._load_rows(batch, rows[start : start + step], arena)
         for start in range(0, len(spoilt), step):
             again = np.array(spoilt[start : start + step])
-            await self._load_rows(batch, again[batch.live()[again]], apart=True)
+            await self._load_rows(batch, again[batch.live()[again]], arena, apart=True)
 
-    async def _load_rows(self, batch: Batch, rows: I64, *, apart: bool = False) -> list[int]:
+    async def _load_rows(self, batch: Batch, rows: I64, arena: Arena, *, apart: bool = False) -> list[int]:
         """Load rows, with one chain a block, or one a row if `apart`; returns those that another row's read spoilt."""
         first, group = (np.arange(len(rows)),) * 2 if apart else group_rows(batch.ids[rows])
-        slots = await self.transfer.arena.lease(len(first))
+        slots = await arena.lease(len(first))
         reading: _Reading | None = None
         try:
-            reading = self._plan(batch, rows, first, group, slots)
+            reading = self._plan(batch, rows, first, group, arena, slots)
             groups = np.arange(len(first))
             for attempt in range(ATTEMPTS_MAX):
                 groups = await self._attempt(reading, groups, attempt)
@@ -126,21 +129,22 @@ class Loader:
                     break
         finally:
             if reading is None or not reading.orphaned:
-                self.transfer.arena.release(slots)
+                arena.release(slots)
         return reading.spoilt
 
     # ---- the plan
 
-    def _plan(self, batch: Batch, rows: I64, first: I64, group: I64, slots: I64) -> _Reading:
+    def _plan(self, batch: Batch, rows: I64, first: I64, group: I64, arena: Arena, slots: I64) -> _Reading:
         """Write the chains: reads into the slots, or straight into the caller's memory where that is allowed."""
         layout = self._layout
         cuts = cut_row(tuple(batch.piece_sizes.tolist()), layout.shard_size)
         ids = np.ascontiguousarray(batch.ids[rows[first]])
         backend = choose_backend(ids, self._seeds)
-        bases = self.transfer.arena.address(slots)
+        bases = arena.address(slots)
         start, stop = layout.row_ranges(batch.shards[rows])
         pieces = batch.addresses[rows]
-        direct = batch.direct and can_go_direct(pieces, batch.piece_sizes)
+        gates = batch.gates[rows]
+        direct = arena is self.transfer.heads
         plan = self._plan_direct if direct else self._plan_slots
         reads, owner, wanted, vectors = plan(batch, rows, group, bases, start, stop)
         place, width = rank_in_group(owner, len(ids))
@@ -149,6 +153,10 @@ class Loader:
         table = chains.table
         chains.keep += (vectors, self._files.put_open_to_read(table[:, 0], ids, backend))
         reads["opcode"] |= rq.FLAG_LINK
+        if (
+            gates == gates[first][group]
+        ).all():  # one task a block, as usual: what it gave up need not be read any more
+            reads["gate"] = gates[first][owner]
         table[owner, 1 + place] = reads
         lengths = np.zeros((len(ids), width), dtype=np.int64)
         lengths[owner, place] = wanted
@@ -158,7 +166,7 @@ class Loader:
             cuts,
             slots=bases[group] + start.astype(np.uint64),
             pieces=pieces,
-            gates=batch.gates[rows],
+            gates=gates,
             to_slots=False,
             flags=rq.FLAG_IF_WELL,
         )
@@ -170,7 +178,7 @@ class Loader:
         counts["rows"] += len(rows)
         counts["reads"] += len(reads)
         counts["bytes"] += int(wanted.sum())
-        return _Reading(batch, rows, group, ids, backend, slots, bases, cuts, rank, ranks, chains, lengths)
+        return _Reading(batch, rows, group, ids, backend, arena, slots, bases, cuts, rank, ranks, chains, lengths)
 
     def _put_header_checksum(self, column: rq.Requests, bases: U64) -> None:
         column["opcode"] = rq.OP_CHECKSUM | rq.FLAG_IF_WELL
@@ -268,7 +276,7 @@ class Loader:
 
         async def outlive() -> None:
             await done
-            self.transfer.arena.release(reading.slots)
+            reading.arena.release(reading.slots)
 
         reading.orphaned = True
         orphan = asyncio.get_running_loop().create_task(outlive(), name="ucm-late-reads")
@@ -314,6 +322,8 @@ class Loader:
             reading.batch.report(
                 rows, status, None if status == Status.MISS else BackendIOError.from_errno(-opened, "open")
             )
+        elif (failed == -errno.ECANCELED).any():  # its task has settled: it was not begun any more
+            reading.batch.report(rows, Status.CANCELLED)
         elif len(failed):
             counts["read_errors"] += 1
             if len(rows) > 1:
@@ -327,7 +337,7 @@ class Loader:
     async def _compare(self, reading: _Reading, groups: I64, results: npt.NDArray[np.int64]) -> None:
         """Hold checksums against what the headers say, and report."""
         layout, batch, cuts = self._layout, reading.batch, reading.cuts
-        headers = self.transfer.arena.view()[reading.slots[groups], : used_bytes(layout.shards)]
+        headers = reading.arena.view()[reading.slots[groups], : used_bytes(layout.shards)]
         own = results[:, reading.head_column]
         check = check_headers(headers, reading.ids[groups], self._namespace, layout.shard_size, own)
         rows, at, rank = reading.rows, reading.group, reading.rank

@@ -34,6 +34,9 @@ LOAD_POOL_THREADS: Final = 2
 DUMP_POOL_THREADS: Final = 4
 """Dumps create and rename files, which waits for the journal; loads open and check, which waits for nothing."""
 
+HEAD_SLOTS: Final = 1024
+"""Blocks of registered memory that a lane has under way."""
+
 SEGMENT_MIN: Final = 64
 SEGMENT_MAX: Final = 2048
 """Ids that a prefix lookup asks for at a time: the first miss is often early, so begin small and double."""
@@ -101,8 +104,10 @@ class PosixStage(Stage):
     async def _make_transfer(self, lane: str, threads: int) -> Transfer:
         slot = self._layout.file_bytes
         slots = max(_SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // slot)
-        arena = await Arena.create(slot, slots)
-        return Transfer(make_pool(threads, f"ucm-{lane}"), self._make_engine(self.config, arena), arena)
+        arena, heads = await asyncio.gather(
+            Arena.create(slot, slots), Arena.create(self._layout.header_bytes, HEAD_SLOTS)
+        )
+        return Transfer(make_pool(threads, f"ucm-{lane}"), self._make_engine(self.config, arena), arena, heads)
 
     def _make_engine(self, config: StoreConfig, arena: Arena) -> Engine:
         return make_engine(
@@ -142,6 +147,7 @@ class PosixStage(Stage):
             await transfer.engine.aclose()
             await transfer.pool.aclose()
             transfer.arena.close()
+            transfer.heads.close()
         if self._express is not None:
             self._express.close()
         await asyncio.gather(*(asyncio.to_thread(backend.close) for backend in backends))

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from ...abc import Engine
+from ...abc import Batch, Engine
 from ...engines import requests as rq
 from ...engines.arena import Arena
 from ...native import execute
@@ -35,6 +35,8 @@ class Transfer:
         Moves the data.
     arena
         Slots; a slot mirrors a block's file: what lies at an offset of the file lies there in the slot.
+    heads
+        Slots that have room for the header only, for blocks whose data the kernel moves to or from the caller's memory.
     counts
         Plain counters, by name.
     """
@@ -42,7 +44,12 @@ class Transfer:
     pool: Engine
     engine: Engine
     arena: Arena
+    heads: Arena
     counts: Counter[str] = field(default_factory=Counter)
+
+    def slots_for(self, batch: Batch) -> Arena:
+        """Return where a batch gets its slots: from `heads` if the kernel can reach the memory of the caller itself."""
+        return self.heads if batch.direct and can_go_direct(batch.addresses, batch.piece_sizes) else self.arena
 
 
 def can_go_direct(addresses: U64, piece_sizes: I64) -> bool:
