@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ucm_async.testing.stores import PersistentStoreSuite
+from ucm_async.testing.stores import BytesTests, PersistenceTests, PersistentStoreSuite
 
 
-class PosixSuite(PersistentStoreSuite):
+class PosixKeys:
+    """What a suite must know of Posix."""
+
     pipeline = "Posix"
     engine: ClassVar[str]
 
@@ -36,17 +38,19 @@ def find_block(keys: dict[str, Any], block_id: bytes) -> Path | None:
     return found[0] if found else None
 
 
-class TestPsync(PosixSuite):
+class TestPsync(PosixKeys, PersistentStoreSuite):
     engine = "psync"
 
 
-class TestAio(PosixSuite):
+class TestAio(PosixKeys, BytesTests, PersistenceTests):
+    """Where the engine matters; the kernel takes a tenth of a second to free its contexts."""
+
     engine = "aio"
 
 
-class TestUring(PosixSuite):
+class TestUring(PosixKeys, PersistentStoreSuite):
     engine = "uring"
 
 
-class TestAuto(PosixSuite):
+class TestAuto(PosixKeys, PersistentStoreSuite):
     engine = "auto"

@@ -8,12 +8,11 @@ import sys
 from typing import Any, Final
 
 import numpy as np
-import pytest
 
 from ..config import StoreConfig
 from ..errors import CorruptError
 from ..store import Store
-from ..types import Status
+from ..types import U8, Status
 from ._store_case import BLOCK_BYTES, SHARD_BYTES, Opener, StoreCase, all_ok, make_blocks, statuses, to_shards
 
 __all__ = ["PersistenceTests"]
@@ -177,61 +176,60 @@ class PersistenceTests(StoreCase):
         assert statuses(await store.load(ids, None, np.zeros_like(data))) == [Status.MISS, Status.OK]
         assert (await store.lookup(ids)).tolist() == [False, True]
 
-    @pytest.mark.parametrize(
-        "changes", [{"namespace": "another"}, {"shard_size": 2 * SHARD_BYTES}, {"block_size": BLOCK_BYTES * 2}], ids=str
-    )
-    async def test_namespaces_do_not_see_each_other(
-        self, store: Store, opener: Opener, changes: dict[str, Any]
-    ) -> None:
+    async def test_namespaces_do_not_see_each_other(self, store: Store, opener: Opener) -> None:
         """Not in a lookup, a load, a dump or a delete; another geometry is another namespace."""
         ids, data = make_blocks(3)
         assert all_ok(await store.dump(ids, None, data))
-        async with opener(**changes) as other:
-            theirs = np.full((3, other.config.block_size), 9, dtype=np.uint8)
-            assert not (await other.lookup(ids)).any()
-            assert set(statuses(await other.load(ids, None, theirs.copy()))) == {Status.MISS}
-            await other.delete(ids)
-            assert all_ok(await other.dump(ids, None, theirs))
-            back = np.zeros_like(theirs)
-            assert all_ok(await other.load(ids, None, back))
-            assert (back == theirs).all()
-            await other.delete(ids)
+        for changes in ({"namespace": "another"}, {"shard_size": 2 * SHARD_BYTES}, {"block_size": BLOCK_BYTES * 2}):
+            async with opener(**changes) as other:
+                await self._is_another(other, ids)
         back = np.zeros_like(data)
         assert all_ok(await store.load(ids, None, back))
         assert (back == data).all()
 
+    async def _is_another(self, other: Store, ids: U8) -> None:
+        """See to it that a store has none of the blocks, and can have blocks of its own under the same ids."""
+        theirs = np.full((len(ids), other.config.block_size), 9, dtype=np.uint8)
+        assert not (await other.lookup(ids)).any()
+        assert set(statuses(await other.load(ids, None, theirs.copy()))) == {Status.MISS}
+        await other.delete(ids)
+        assert all_ok(await other.dump(ids, None, theirs))
+        back = np.zeros_like(theirs)
+        assert all_ok(await other.load(ids, None, back))
+        assert (back == theirs).all()
+        await other.delete(ids)
+
     # ---- damage
 
-    @pytest.mark.parametrize("where", [0.0, 0.002, 0.3, 0.6, 0.97])
-    async def test_a_flipped_bit_is_corrupt_once_then_a_miss(
-        self, store: Store, store_keys: dict[str, Any], where: float
-    ) -> None:
+    async def test_a_flipped_bit_is_corrupt_once_then_a_miss(self, store: Store, store_keys: dict[str, Any]) -> None:
         """Nothing wrong is ever returned as good; what is bad is set aside and can be dumped anew."""
-        ids, data = make_blocks(3)
-        assert all_ok(await store.dump(ids, None, data))
-        stored = self.raw_read(store_keys, ids[1].tobytes())
-        assert stored is not None
-        at = int(where * len(stored))
-        self.raw_write(store_keys, ids[1].tobytes(), stored[:at] + bytes([stored[at] ^ 0x10]) + stored[at + 1 :])
-        await self._corrupt_once(store, ids, data)
+        for number, where in enumerate((0.0, 0.002, 0.3, 0.6, 0.97)):
+            ids, data = make_blocks(3, seed=number)
+            assert all_ok(await store.dump(ids, None, data))
+            stored = bytearray(self._stored(store_keys, ids[1]))
+            stored[int(where * len(stored))] ^= 0x10
+            self.raw_write(store_keys, ids[1].tobytes(), bytes(stored))
+            await self._corrupt_once(store, ids, data)
 
-    @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
-    async def test_what_is_cut_short_is_not_loaded(self, store: Store, store_keys: dict[str, Any], keep: float) -> None:
+    async def test_what_is_cut_short_is_not_loaded(self, store: Store, store_keys: dict[str, Any]) -> None:
         """Truncated or empty: the same."""
-        ids, data = make_blocks(3)
-        assert all_ok(await store.dump(ids, None, data))
-        stored = self.raw_read(store_keys, ids[1].tobytes())
+        for number, keep in enumerate((0.0, 0.01, 0.5, 0.999)):
+            ids, data = make_blocks(3, seed=number)
+            assert all_ok(await store.dump(ids, None, data))
+            stored = self._stored(store_keys, ids[1])
+            self.raw_write(store_keys, ids[1].tobytes(), stored[: int(keep * len(stored))])
+            await self._corrupt_once(store, ids, data)
+
+    def _stored(self, store_keys: dict[str, Any], block_id: U8) -> bytes:
+        stored = self.raw_read(store_keys, block_id.tobytes())
         assert stored is not None
-        self.raw_write(store_keys, ids[1].tobytes(), stored[: int(keep * len(stored))])
-        await self._corrupt_once(store, ids, data)
+        return stored
 
     async def test_the_bytes_of_another_block(self, store: Store, store_keys: dict[str, Any]) -> None:
         """A block in the place of another one is as bad as a flipped bit."""
         ids, data = make_blocks(3)
         assert all_ok(await store.dump(ids, None, data))
-        other = self.raw_read(store_keys, ids[0].tobytes())
-        assert other is not None
-        self.raw_write(store_keys, ids[1].tobytes(), other)
+        self.raw_write(store_keys, ids[1].tobytes(), self._stored(store_keys, ids[0]))
         await self._corrupt_once(store, ids, data)
 
     async def _corrupt_once(self, store: Store, ids: Any, data: Any) -> None:
