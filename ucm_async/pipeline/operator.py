@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from anyio.abc import TaskGroup
 
@@ -17,6 +17,8 @@ from .lane import Lane
 
 __all__ = ["Operator"]
 
+_T = TypeVar("_T")
+
 
 class Operator:
     """Drives one stage. Loads and dumps have a lane each, so that loads never queue behind dumps.
@@ -28,8 +30,8 @@ class Operator:
     def __init__(self, stage: Stage, config: StoreConfig) -> None:
         self.stage = stage
         self._config = config
-        self._users: dict[int, int] = {}  # id(stage) -> batches inside it
-        self._left: dict[int, asyncio.Future[None]] = {}  # id(stage) -> done when the last batch has left it
+        self._users: dict[int, int] = {}  # id(stage) -> batches and lookups inside it
+        self._left: dict[int, asyncio.Future[None]] = {}  # id(stage) -> done when the last of them has left it
         self._next_queue = 0
         queues, depth, batch_bytes = config.queue_number, config.queue_depth, config.slice_bytes
         self.load_lane = Lane(
@@ -55,16 +57,16 @@ class Operator:
         return self.stage.begin_load(one, otherwise)
 
     async def _load_batch(self, batch: SliceBatch) -> None:
-        stage = self._enter()
-        try:
-            await stage.load(batch)
-        finally:
-            self._leave(stage)
+        await self._inside(lambda stage: stage.load(batch))
 
     async def _dump_batch(self, batch: SliceBatch) -> None:
+        await self._inside(lambda stage: stage.dump(batch))
+
+    async def _inside(self, verb: Callable[[Stage], Awaitable[_T]]) -> _T:
+        """Run `verb` in the present stage, which is not closed before it has ended."""
         stage = self._enter()
         try:
-            await stage.dump(batch)
+            return await verb(stage)
         finally:
             self._leave(stage)
 
@@ -115,23 +117,23 @@ class Operator:
 
     async def lookup(self, ids: U8) -> Bools:
         """See `ucm_async.abc.Stage.lookup`."""
-        return await self.stage.lookup(ids)
+        return await self._inside(lambda stage: stage.lookup(ids))
 
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `ucm_async.abc.Stage.lookup_on_prefix`."""
-        return await self.stage.lookup_on_prefix(ids)
+        return await self._inside(lambda stage: stage.lookup_on_prefix(ids))
 
     async def prefetch(self, ids: U8) -> None:
         """See `ucm_async.abc.Stage.prefetch`."""
-        await self.stage.prefetch(ids)
+        await self._inside(lambda stage: stage.prefetch(ids))
 
     async def delete(self, ids: U8) -> None:
         """See `ucm_async.abc.Stage.delete`."""
-        await self.stage.delete(ids)
+        await self._inside(lambda stage: stage.delete(ids))
 
     async def flush(self) -> Mapping[bytes, StoreError]:
         """See `ucm_async.abc.Stage.flush`."""
-        return await self.stage.flush()
+        return await self._inside(lambda stage: stage.flush())
 
     def statistics(self) -> dict[str, Any]:
         """Return what the lanes and the stage count."""
