@@ -40,8 +40,8 @@ class Context(Protocol):
         """Wait for everything, free it, and return the tokens that are left."""
 
 
-_Token = tuple[Callable[[], None], Requests]
-"""Travels with the batch: what to call when it is done; and the array, kept alive whatever the caller drops."""
+_Token = tuple[Callable[[], None], int, Requests | None]
+"""Travels with the batch: what to call when it is done, its number of requests, and the array if it is to be counted."""
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -96,10 +96,14 @@ class ContextEngine(Engine):
         """Return the context that gets a batch."""
         return self._contexts[0]
 
-    def _begin(self, context: Context, requests: Requests, on_done: Callable[[], None], chunk: int) -> None:
-        token: _Token = (on_done, requests)
-        context.submit(requests, token, chunk)
+    def _begin(
+        self, context: Context, requests: Requests, on_done: Callable[[], None], chunk: int, nbytes: int | None = None
+    ) -> None:
+        """Submit a batch. Its bytes are counted when it is done, unless the caller knows them: then they are now."""
         count = len(requests)
+        token: _Token = (on_done, count, requests if nbytes is None else None)
+        context.submit(requests, token, chunk)
+        self._bytes += nbytes or 0
         self._requests += count
         self._batches += 1
         self._unfinished += 1
@@ -112,9 +116,10 @@ class ContextEngine(Engine):
 
     def _reap(self, context: Context) -> int:
         done: list[_Token] = context.reap()
-        for on_done, requests in done:
-            self._in_flight -= len(requests)
-            self._count(requests)
+        for on_done, count, requests in done:
+            self._in_flight -= count
+            if requests is not None:
+                self._count(requests)
             on_done()
         self._unfinished -= len(done)
         if self._idle is not None and self._unfinished == 0 and not self._idle.done():
@@ -157,7 +162,7 @@ class ContextEngine(Engine):
         for context in self._contexts:
             self._loop.remove_reader(context.fileno())
         # Joining threads and freeing rings takes milliseconds, which the loop does not have.
-        for on_done, _ in await asyncio.to_thread(self._free):
+        for on_done, _, _ in await asyncio.to_thread(self._free):
             on_done()
 
     def _free(self) -> list[_Token]:

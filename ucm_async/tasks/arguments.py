@@ -13,6 +13,9 @@ __all__ = ["WHOLE_BLOCK", "check_rows", "refuse_duplicates"]
 WHOLE_BLOCK = -1
 """Shard index of a row that is a whole block."""
 
+_ONE_WHOLE = np.full(1, WHOLE_BLOCK, dtype=np.int64)
+_ONE_WHOLE.flags.writeable = False
+
 
 def check_rows(ids: BlockIds, shard_index: Sequence[int] | I64 | None, shards_per_block: int) -> tuple[U8, I64]:
     """Check ids and shard indexes against each other.
@@ -35,7 +38,7 @@ def check_rows(ids: BlockIds, shard_index: Sequence[int] | I64 | None, shards_pe
     if isinstance(ids, np.ndarray):
         checked = checked.copy()
     if shard_index is None:
-        return checked, np.full(len(checked), WHOLE_BLOCK, dtype=np.int64)
+        return checked, _ONE_WHOLE if len(checked) == 1 else np.full(len(checked), WHOLE_BLOCK, dtype=np.int64)
     try:
         shards = np.array(shard_index)
     except (TypeError, ValueError) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,8 +117,18 @@ class SliceBatch:
         return _join([np.full(len(one.status), one.task.alive) & (one.status == PENDING) for one in self.slices])
 
     def patience_s(self) -> float:
-        """Seconds until the nearest deadline."""
-        return min(one.task.time_left_s() for one in self.slices)
+        """Seconds until the nearest deadline of those that still wait; infinite if nobody does."""
+        return min((one.task.time_left_s() for one in self.slices if one.task.alive), default=math.inf)
+
+    def when_abandoned(self, call: Callable[[], None]) -> None:
+        """Call `call`, perhaps several times, from when nobody waits for any row of the batch any more."""
+
+        def check() -> None:
+            if not any(one.task.alive for one in self.slices):
+                call()
+
+        for one in self.slices:
+            one.task.when_abandoned(check if len(self.slices) > 1 else call)
 
     def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
         """Settle `rows` (int indexes or bool mask); see `ucm_async.abc.Batch.report`."""

@@ -37,7 +37,7 @@ class Task:
     """
 
     __slots__ = (
-        "_errors", "_finished", "_gate", "_loop", "_on_finished", "_result", "_slices_left", "_timer", "_waiters",
+        "_abandoned", "_errors", "_finished", "_gate", "_loop", "_on_finished", "_result", "_slices_left", "_timer", "_waiters",
         "_work", "deadline", "durability", "ids", "lane", "memory", "pending", "shards",
     )  # fmt: skip
 
@@ -64,6 +64,7 @@ class Task:
         self._errors: dict[int, StoreError] = {}
         self._result: TaskResult | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._abandoned: list[Callable[[], None]] = []
         self._finished: asyncio.Future[None] | None = None
         self._slices_left = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -163,6 +164,10 @@ class Task:
         if self._result is None:
             self._errors[row] = error
 
+    def when_abandoned(self, call: Callable[[], None]) -> None:
+        """Call `call` if the task settles before all of its rows are in: nobody waits for them any more."""
+        self._abandoned.append(call)
+
     def rows_in(self, count: int) -> None:
         """Count rows that were reported; the last of them settles the task."""
         self.pending -= count
@@ -207,6 +212,10 @@ class Task:
             if not waiter.done():
                 waiter.set_result(None)
         self._waiters.clear()
+        if self.pending:
+            for call in self._abandoned:
+                call()
+        self._abandoned.clear()
         return True
 
 

@@ -11,6 +11,7 @@ finds out why.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import Final
@@ -20,7 +21,7 @@ import numpy as np
 from ...abc import SmallLoad
 from ...engines import requests as rq
 from ...engines.arena import Arena
-from ...types import U64
+from ...types import U8, U64
 from .backend import Backend
 from .header import CHECKSUM_FROM, HEADER, header_template, used_bytes
 from .known import KnownBlocks
@@ -115,6 +116,7 @@ class ExpressLoads:
         known: KnownBlocks,
         transfer: Transfer,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._layout = layout
         self._seeds = seeds
         self._known = known
@@ -149,16 +151,19 @@ class ExpressLoads:
             well = chain.came_well()
             self._idle.append(chain)
             if well:
-                self._known.add(ids)
-                self._transfer.counts["express"] += 1
                 one.succeed()
+                self._loop.call_soon(self._note, ids)  # after the caller, who is waiting
             else:
                 otherwise()
 
-        if self._transfer.engine.submit_small(chain.requests, chain.steps, done):
+        if self._transfer.engine.submit_small(chain.requests, chain.steps, self._layout.file_bytes, done):
             return True
         self._idle.append(chain)
         return False
+
+    def _note(self, ids: U8) -> None:
+        self._known.add(ids)
+        self._transfer.counts["express"] += 1
 
     def close(self) -> None:
         """Free the slots; nothing may be under way."""

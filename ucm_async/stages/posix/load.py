@@ -55,8 +55,8 @@ class _Reading:
         int64 (g, reads): bytes that each read must bring.
     cuts
         How each row is cut; its runs are the copies.
-    orphaned
-        The kernel had not given everything back when the last task settled.
+    held
+        Bool (g,): the slots that are not given back yet.
     spoilt
         Rows of blocks of which a read failed, perhaps that of another row.
     """
@@ -74,7 +74,7 @@ class _Reading:
     ranks: int
     chains: ChainTable
     wanted: I64
-    orphaned: bool = False
+    held: Bools
     spoilt: list[int] = field(default_factory=list)
 
     @property
@@ -101,7 +101,6 @@ class Loader:
         self._seeds = seeds
         self._known = known
         self.transfer = transfer
-        self._orphans: set[asyncio.Task[None]] = set()
 
     async def load(self, batch: Batch) -> None:
         """Deliver the rows of `batch` that are still wanted."""
@@ -242,10 +241,7 @@ class Loader:
     # ---- from the chains to the caller
 
     async def _attempt(self, reading: _Reading, groups: I64, attempt: int) -> I64:
-        """Run the chains of `groups` and hand on what is in; returns the groups that deserve another attempt.
-
-        What hangs past the last deadline is left to a task of its own.
-        """
+        """Run the chains of `groups` and hand on what is in; returns the groups that deserve another attempt."""
         table = reading.chains.rows(groups)
         if attempt == 0 and len(groups) <= CACHED_OPENS_MAX:
             table["opcode"][:, 0] |= rq.FLAG_CACHED
@@ -263,31 +259,20 @@ class Loader:
                 return groups[again]
             waiting &= ~ready
             if not reading.batch.live().any():
-                self._adopt(done, reading)
-                return groups[:0]
+                self._keep_only(reading, groups[waiting])
 
     def _patience_s(self, batch: Batch, groups: int) -> float:
         """How long to wait for stragglers before what is in is handed on: half of the time left, again and again."""
         left = batch.patience_s()
         return max(left if groups == 1 else left / 2, PATIENCE_S_MIN)
 
-    def _adopt(self, done: asyncio.Future[None], reading: _Reading) -> None:
-        """Keep the slots until the kernel lets go of them, without keeping the lane's worker."""
-
-        async def outlive() -> None:
-            await done
-            reading.arena.release(reading.slots)
-
-        reading.orphaned = True
-        orphan = asyncio.get_running_loop().create_task(outlive(), name="ucm-late-reads")
-        self._orphans.add(orphan)
-        orphan.add_done_callback(self._orphans.discard)
+    def _keep_only(self, reading: _Reading, groups: I64) -> None:
+        """Give back the slots of all but `groups`, which the kernel still has, perhaps for long."""
+        free = reading.held.copy()
+        free[groups] = False
+        reading.held &= ~free
+        self.transfer.arena.release(reading.slots[free])
         self.transfer.counts["late_batches"] += 1
-
-    async def finish(self) -> None:
-        """Wait for late completions."""
-        while self._orphans:
-            await asyncio.wait(self._orphans)
 
     # ---- what became of a chain
 

@@ -142,7 +142,6 @@ class PosixStage(Stage):
         if not self._backends:
             return
         backends, self._backends = self._backends, []
-        await self._loader.finish()
         for transfer in (self._loader.transfer, self._dumper.transfer):
             await transfer.engine.aclose()
             await transfer.pool.aclose()
