@@ -90,10 +90,8 @@ def as_block_ids(ids: BlockIds, *, name: str = "ids") -> U8:
         if not ids.flags.c_contiguous:
             raise ValueError(f"{name}: the array is not C-contiguous; pass np.ascontiguousarray({name})")
         return ids
-    if isinstance(ids, (bytes, bytearray, str)):
-        raise TypeError(f"{name}: a sequence of ids is needed, not one {type(ids).__name__}; pass [{name}]")
-    if not (hasattr(ids, "__len__") and hasattr(ids, "__getitem__")):
-        raise TypeError(f"{name}: {type(ids).__name__}, must be a sequence of bytes of length {BLOCK_ID_BYTES}")
+    if not isinstance(ids, (list, tuple)):
+        _check_sequence(ids, name)
     try:
         joined = b"".join(ids)
     except TypeError:
@@ -107,6 +105,13 @@ def as_block_ids(ids: BlockIds, *, name: str = "ids") -> U8:
             f"{name}[{wrong}]: {len(ids[wrong])} bytes, must be {BLOCK_ID_BYTES} (see ucm_async.block_ids)"
         )
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, BLOCK_ID_BYTES)
+
+
+def _check_sequence(ids: object, name: str) -> None:
+    if isinstance(ids, (bytes, bytearray, str)):
+        raise TypeError(f"{name}: a sequence of ids is needed, not one {type(ids).__name__}; pass [{name}]")
+    if not (hasattr(ids, "__len__") and hasattr(ids, "__getitem__")):
+        raise TypeError(f"{name}: {type(ids).__name__}, must be a sequence of bytes of length {BLOCK_ID_BYTES}")
 
 
 _WRONG_LENGTH: Final = BLOCK_ID_BYTES.__ne__

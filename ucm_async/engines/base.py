@@ -41,7 +41,7 @@ class Context(Protocol):
 
 
 _Token = tuple[Callable[[], None], int, Requests | None]
-"""Travels with the batch: what to call when it is done, its number of requests, and the array if it is to be counted."""
+"""Travels with the batch: what to call when it is done, its requests, and the array if it is to be counted."""
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

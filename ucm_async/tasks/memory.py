@@ -24,12 +24,12 @@ class Memory:
     addresses
         uint64, shape (n, k).
     piece_sizes
-        Bytes of each of the k pieces of a row, the same for every row.
+        Bytes of each of the k pieces of a row, the same for every row; `row_bytes` is their sum.
     direct
         True if the kernel may touch it: it is registered, or a stage's own.
     """
 
-    __slots__ = ("_release", "addresses", "direct", "piece_sizes")
+    __slots__ = ("_release", "addresses", "direct", "piece_sizes", "row_bytes")
 
     def __init__(
         self,
@@ -41,13 +41,9 @@ class Memory:
     ) -> None:
         self.addresses = addresses
         self.piece_sizes = piece_sizes
+        self.row_bytes = sum(piece_sizes)
         self.direct = direct
         self._release = release
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return sum(self.piece_sizes)
 
     def release(self) -> None:
         """Give the buffers back to their owners. Idempotent."""
@@ -87,10 +83,9 @@ def memory_of_buffers(
         raise ValueError(f"{name}: {len(buffers)} rows, must be {rows}, one for each id")
     if not isinstance(buffers[0], (list, tuple)):
         addresses, sizes, exports = _export(name, buffers, writable, width=0)
-        fits = sizes == row_bytes
-        if not fits.all():
+        wrong = 0 if rows == 1 else int((sizes == row_bytes).argmin())
+        if sizes[wrong] != row_bytes:
             exports.release()
-            wrong = int(fits.argmin())
             raise ValueError(f"{name}[{wrong}]: {sizes[wrong]} bytes, must be {row_bytes}")
         return Memory(addresses.reshape(rows, 1), (row_bytes,), release=exports.release)
     return _pieces(name, buffers, rows, row_bytes, tensor_sizes, writable)

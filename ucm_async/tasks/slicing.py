@@ -38,6 +38,8 @@ def cut_slices(ids: U8, row_bytes: int, *, slice_bytes: int, queues: int) -> lis
         Covering 0 … n in order.
     """
     n = len(ids)
+    if n == 1:
+        return [(0, 1)]
     most = max(1, slice_bytes // row_bytes)
     least = min(most, SLICE_ROWS_MIN, max(1, SLICE_BYTES_MIN // row_bytes))
     step = min(most, max(least, -(-n // queues)))

@@ -37,8 +37,8 @@ class Task:
     """
 
     __slots__ = (
-        "_abandoned", "_errors", "_finished", "_gate", "_loop", "_on_finished", "_result", "_slices_left", "_timer", "_waiters",
-        "_work", "deadline", "durability", "ids", "lane", "memory", "pending", "shards",
+        "_abandoned", "_errors", "_finished", "_gate", "_loop", "_on_finished", "_result", "_slices_left", "_timer",
+        "_waiters", "_work", "deadline", "durability", "ids", "lane", "memory", "pending", "shards",
     )  # fmt: skip
 
     def __init__(
@@ -60,7 +60,7 @@ class Task:
         self.deadline = math.inf
         self.pending = len(ids)
         self._gate = Gate()
-        self._work = np.full(len(ids), PENDING, dtype=np.uint8)
+        self._work = _ONE_PENDING.copy() if len(ids) == 1 else np.full(len(ids), PENDING, dtype=np.uint8)
         self._errors: dict[int, StoreError] = {}
         self._result: TaskResult | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -219,4 +219,5 @@ class Task:
         return True
 
 
+_ONE_PENDING: Final = np.full(1, PENDING, dtype=np.uint8)
 _NO_FAILURES: Final = [0] * (len(Status) - 1)

@@ -30,7 +30,7 @@ from .transfer import Transfer
 
 __all__ = ["ExpressLoads"]
 
-CHAINS: Final = 8
+CHAINS: Final = 32
 """How many small loads can be on the short way at a time; the next one goes the ordinary way."""
 
 BLOCK_BYTES_MAX: Final = 128 << 10
