@@ -214,6 +214,9 @@ class Regions:
         """Tell whether every piece of every row lies inside one registered range."""
         if not self._regions:
             return False
+        if addresses.size == 1:
+            at = int(addresses[0, 0])
+            return any(start <= at and at + piece_sizes[0] <= end for start, end in self._regions)
         sizes = np.array(piece_sizes, dtype=np.uint64)
         ends = addresses + sizes
         inside = np.zeros(addresses.shape, dtype=np.bool_)

@@ -183,14 +183,6 @@ class Task:
                 self._finished.set_result(None)
             self._on_finished(self)
 
-    def count_statuses(self) -> list[int]:
-        """Count the rows of a settled task by status."""
-        status = self.result().status
-        if not status.any():
-            return [len(status), *_NO_FAILURES]
-        counts: list[int] = np.bincount(status, minlength=len(Status)).tolist()
-        return counts
-
     def settle(self, rest: Status) -> bool:
         """End the task: rows that are not in become `rest`. False if it had settled already."""
         if self._result is not None:
@@ -220,4 +212,3 @@ class Task:
 
 
 _ONE_PENDING: Final = np.full(1, PENDING, dtype=np.uint8)
-_NO_FAILURES: Final = [0] * (len(Status) - 1)
