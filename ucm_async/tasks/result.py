@@ -44,7 +44,9 @@ class FailureSet(Mapping[int, StoreError]):
         return bool(self._status[row] != Status.OK)
 
     def __repr__(self) -> str:
-        return f"{{{', '.join(f'{row}: {error.reason}' for row, error in self.items())}}}"
+        shown = [f"{row}: {self[row].reason}" for row in list(self)[:_SHOWN_MAX]]
+        more = len(self) - len(shown)
+        return f"{{{', '.join(shown)}{f', and {more} more' if more else ''}}}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,3 +105,4 @@ class TaskResult:
 
 _OK: Final = int(Status.OK)
 _ERRORS_RAISED_MAX: Final = 100
+_SHOWN_MAX: Final = 8
