@@ -14,7 +14,7 @@ from .tools import MAKERS, RINGS, U8, noise
 
 @pytest.fixture(params=list(MAKERS))
 def context(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Each of the three contexts."""
+    """Each of the contexts."""
     made = MAKERS[request.param]()
     yield made
     made.close()

@@ -7,6 +7,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,22 @@ def _make_pool(depth: int = 8, **options: Any) -> Any:
     return native.ThreadPool(min(depth, 4), **options)
 
 
-MAKERS: dict[str, Callable[..., Any]] = {"pool": _make_pool, "aio": _make_aio, "uring": _make_uring}
+def _make_driver(ring: str, depth: int = 8, **options: Any) -> Any:
+    try:
+        return native.Driver(ring, depth, **options)
+    except OSError as error:
+        pytest.skip(f"no {ring} here: {error}")
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "pool": _make_pool,
+    "aio": _make_aio,
+    "uring": _make_uring,
+    "aio driver": partial(_make_driver, "aio"),
+    "uring driver": partial(_make_driver, "uring"),
+}
 RINGS = ("aio", "uring")
+DRIVERS = ("aio driver", "uring driver")
 
 
 def readable(context: Any, timeout_s: float) -> bool:
@@ -62,10 +77,10 @@ def reap(context: Any, count: int = 1) -> list[Any]:
     return tokens
 
 
-def run(context: Any, requests: Requests) -> list[int]:
+def run(context: Any, requests: Requests, chunk: int = 1) -> list[int]:
     """Submit, wait, and return the results."""
     token = object()
-    context.submit(requests, token)
+    context.submit(requests, token, chunk)
     assert reap(context) == [token]
     return results(requests)
 
