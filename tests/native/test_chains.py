@@ -34,7 +34,7 @@ from ucm_async.engines.requests import (
     new_requests,
 )
 
-from .chains import AT_FDCWD, CLOSE, COPY, HEAD, OPEN, PAD, READ, STEPS, Blocks, results_of
+from .chains import AT_FDCWD, CLOSE, COPY, PAD, READ, STEPS, Blocks, results_of
 from .tools import (
     MAKERS,
     address_of,
@@ -134,9 +134,7 @@ def test_short_vectors_are_not_copied_either(
     assert kept
 
 
-def test_a_closed_gate_stops_transfers_and_copies_only(
-    context: Any, blocks: Blocks, no_descriptor_stays: None
-) -> None:
+def test_a_closed_gate_stops_transfers_and_copies_only(context: Any, blocks: Blocks, no_descriptor_stays: None) -> None:
     gate = native.Gate()
     gate.close()
     blocks.forget()
@@ -246,7 +244,7 @@ def test_several_opens_in_a_chain(context: Any, blocks: Blocks, no_descriptor_st
     table["opcode"] &= ~np.uint32(FLAG_IF_WELL)
     table["opcode"][:, COPY] |= FLAG_CHAIN  # of the head
     run(context, table.reshape(-1), 20 * STEPS)
-    assert results(table[7])[:READ + 1] == [-errno.ENOENT, CANCELED]
+    assert results(table[7])[: READ + 1] == [-errno.ENOENT, CANCELED]
     assert (table["result"][:, PAD] == 0).all()
     others = np.delete(np.arange(20), 7)
     assert (table["result"][others, READ] == blocks.size).all()

@@ -57,7 +57,9 @@ def test_every_name_of_the_stub_exists() -> None:
             assert hasattr(native, node.target.id)
 
 
-@pytest.mark.parametrize("name", ["Gate", "Exports", "ThreadPool", "AioContext", "UringContext", "Driver", "Mapping", "IdTable"])
+@pytest.mark.parametrize(
+    "name", ["Gate", "Exports", "ThreadPool", "AioContext", "UringContext", "Driver", "Mapping", "IdTable"]
+)
 def test_types_are_final_and_cannot_be_changed(name: str) -> None:
     kind = getattr(native, name)
     with pytest.raises(TypeError):
