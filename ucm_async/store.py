@@ -288,12 +288,11 @@ class Store(AsyncResource):
     def _deadline(self, timeout: float | None) -> float:
         if timeout is None:
             return self._loop.time() + self._config.timeout_s
-        try:
-            seconds = float(timeout)
-        except (TypeError, ValueError):
-            raise TypeError(f"timeout: {timeout!r}, must be a number of seconds or None") from None
-        if not seconds >= 0:
-            raise ValueError(f"timeout: {timeout}, must not be negative")
+        if isinstance(timeout, (bool, str, bytes)) or not hasattr(timeout, "__float__"):
+            raise TypeError(f"timeout: {timeout!r}, must be a number of seconds or None")
+        seconds = float(timeout)
+        if not seconds >= 0:  # nan too
+            raise ValueError(f"timeout: {timeout!r}, must be a number of seconds from 0 on")
         return self._loop.time() + seconds
 
     def check(self, task: Task) -> bool:
@@ -306,6 +305,8 @@ class Store(AsyncResource):
         A later deadline than the task has already changes nothing. Cancelling the wait cancels the task.
         """
         self._check_loop()
+        if not isinstance(task, Task):
+            raise TypeError(f"task: {type(task).__name__}, must be what load or dump returned")
         if timeout is not None:
             task.set_deadline(self._deadline(timeout))
         return await task
@@ -373,7 +374,11 @@ class Store(AsyncResource):
         slots as other memory does.
         """
         self._check_open()
-        whole = memory_of_buffers("memory", (memory,), 1, memoryview(memory).nbytes, (1,), writable=True)
+        try:
+            nbytes = memoryview(memory).nbytes
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"memory: {error}, must be one writable buffer") from None
+        whole = memory_of_buffers("memory", memory, 1, nbytes, (1,), writable=True)
         region = self._regions.add(int(whole.addresses[0, 0]), whole.row_bytes)
         try:
             yield
@@ -400,12 +405,10 @@ class Store(AsyncResource):
         blocks = np.empty((len(checked), self._config.block_size), dtype=np.uint8)
         result = await self.load(checked, None, blocks, timeout=timeout)
         views = [memoryview(blocks[i]).toreadonly() if ok else None for i, ok in enumerate(result.ok.tolist())]
-        try:
+        with contextlib.ExitStack() as lent:
+            for view in filter(None, views):
+                lent.callback(view.release)
             yield views
-        finally:
-            for view in views:
-                if view is not None:
-                    view.release()
 
     # ---- while it runs
 
