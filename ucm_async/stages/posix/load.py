@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 from dataclasses import dataclass, field
@@ -127,8 +126,7 @@ class Loader:
                 if not len(groups):
                     break
         finally:
-            if reading is None or not reading.orphaned:
-                arena.release(slots)
+            arena.release(slots if reading is None else slots[reading.held])
         return reading.spoilt
 
     # ---- the plan
@@ -177,7 +175,22 @@ class Loader:
         counts["rows"] += len(rows)
         counts["reads"] += len(reads)
         counts["bytes"] += int(wanted.sum())
-        return _Reading(batch, rows, group, ids, backend, arena, slots, bases, cuts, rank, ranks, chains, lengths)
+        return _Reading(
+            batch,
+            rows,
+            group,
+            ids,
+            backend,
+            arena,
+            slots,
+            bases,
+            cuts,
+            rank,
+            ranks,
+            chains,
+            lengths,
+            np.ones(len(ids), dtype=np.bool_),
+        )
 
     def _put_header_checksum(self, column: rq.Requests, bases: U64) -> None:
         column["opcode"] = rq.OP_CHECKSUM | rq.FLAG_IF_WELL
@@ -260,6 +273,8 @@ class Loader:
             waiting &= ~ready
             if not reading.batch.live().any():
                 self._keep_only(reading, groups[waiting])
+                await done
+                return groups[:0]
 
     def _patience_s(self, batch: Batch, groups: int) -> float:
         """How long to wait for stragglers before what is in is handed on: half of the time left, again and again."""
@@ -271,7 +286,7 @@ class Loader:
         free = reading.held.copy()
         free[groups] = False
         reading.held &= ~free
-        self.transfer.arena.release(reading.slots[free])
+        reading.arena.release(reading.slots[free])
         self.transfer.counts["late_batches"] += 1
 
     # ---- what became of a chain
