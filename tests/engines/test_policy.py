@@ -15,6 +15,7 @@ from ucm_async.engines.requests import (
     FLAG_LINK,
     OP_CLOSE,
     OP_COPY,
+    OP_FALLOCATE,
     OP_OPEN,
     OP_READ,
     OP_READV,
@@ -43,6 +44,14 @@ def test_writes_block_io_submit_only(opcode: int) -> None:
     requests = batch(OP_READ, opcode)
     assert pick(requests, 1, "uring")[0] == "uring"
     assert pick(requests, 1, "aio") == ("psync", "writes may extend files")
+
+
+def test_files_that_are_allocated_first_do_not_block_it() -> None:
+    dump = [OP_OPEN, OP_FALLOCATE | FLAG_LINK, OP_WRITE | FLAG_LINK, OP_CLOSE | FLAG_LINK]
+    assert pick(batch(*dump), 4, "aio") == ("aio", "chains")
+    assert pick(batch(*dump, *dump), 4, "uring") == ("uring", "chains")
+    del dump[1]
+    assert pick(batch(*dump), 3, "aio") == ("psync", "writes may extend files")
 
 
 @pytest.mark.parametrize("ring", ["uring", "aio"])
