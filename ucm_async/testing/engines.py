@@ -26,7 +26,15 @@ import pytest_asyncio
 
 from ..abc import Engine
 from ..engines.requests import (
+    FLAG_CHAIN,
+    FLAG_IF_WELL,
+    FLAG_LINK,
     IOVEC,
+    OP_CHECKSUM,
+    OP_CLOSE,
+    OP_COPY,
+    OP_NOP,
+    OP_OPEN,
     OP_READ,
     OP_READV,
     OP_WRITE,
@@ -36,11 +44,13 @@ from ..engines.requests import (
     new_requests,
 )
 from ..errors import StoreClosedError
+from ..native import crc32c
 from ..types import U8
 
-__all__ = ["PAGE_BYTES", "EngineSuite", "Scratch"]
+__all__ = ["PAGE_BYTES", "EngineSuite", "PageChains", "Scratch"]
 
 PAGE_BYTES = 4096
+_AT_FDCWD = -100
 STATISTICS = {"name", "requests", "batches", "bytes", "in_flight"}
 
 
@@ -92,6 +102,56 @@ class Scratch:
     def address(self) -> np.uint64:
         """Where the memory starts."""
         return np.uint64(self.memory.ctypes.data)
+
+
+class PageChains:
+    """Chains over the file of a scratch: OPEN, READ a page, CHECKSUM, NOP, COPY, CLOSE.
+
+    Attributes
+    ----------
+    path
+        uint8: of the file, with a NUL at the end.
+    target
+        uint8, shape (pages, PAGE_BYTES): where each page is copied to.
+    """
+
+    def __init__(self, scratch: Scratch, direct: bool) -> None:
+        self.scratch = scratch
+        self.path = np.frombuffer(os.fsencode(scratch.path) + b"\0", dtype=np.uint8)
+        self.target = np.zeros_like(scratch.memory)
+        self._flags = os.O_RDONLY | (os.O_DIRECT if direct else 0)
+
+    def table(self, pages: npt.ArrayLike) -> Requests:
+        """Return one chain for each of `pages`; shape (len(pages), 6)."""
+        rows = np.asarray(pages, dtype=np.uint64) * np.uint64(PAGE_BYTES)
+        table = new_requests(len(rows) * 6).reshape(len(rows), 6)
+        table["opcode"] = [
+            OP_OPEN,
+            OP_READ | FLAG_LINK,
+            OP_CHECKSUM | FLAG_IF_WELL,
+            OP_NOP,
+            OP_COPY | FLAG_IF_WELL,
+            OP_CLOSE | FLAG_LINK,
+        ]
+        table["fd"] = _AT_FDCWD
+        table["offset"][:, 0] = self._flags
+        table["address"][:, 0] = self.path.ctypes.data
+        table["offset"][:, 1] = rows
+        table["address"][:, 1] = table["address"][:, 2] = table["offset"][:, 4] = self.scratch.address + rows
+        table["address"][:, 4] = np.uint64(self.target.ctypes.data) + rows
+        table["length"][:, [1, 2, 4]] = PAGE_BYTES
+        return table
+
+    def check(self, table: Requests, pages: npt.NDArray[Any]) -> None:
+        """Fail unless every chain for one of `pages` did what it should. `table` may hold others."""
+        of_table = table["offset"][:, 1] // np.uint64(PAGE_BYTES)
+        results = table["result"][np.isin(of_table, pages)]
+        sums = [crc32c(self.scratch.content[page]) for page in pages.tolist()]
+        assert (results[:, 0] >= 0).all()
+        assert (results[:, 1] == PAGE_BYTES).all()
+        assert results[:, 2].tolist() == results[:, 4].tolist() == sums
+        assert (results[:, [3, 5]] == 0).all()
+        assert (self.target[pages] == self.scratch.content[pages]).all()
 
 
 class EngineSuite:
@@ -224,8 +284,66 @@ class EngineSuite:
             assert requests["result"].tolist() == [PAGE_BYTES]
         assert (scratch.memory == scratch.content).all()
 
+    async def test_a_chain_from_open_to_close(self, engine: Engine, scratch: Scratch) -> None:
+        """Open, read, check, copy, close; 63 chains at once, each with a descriptor of its own."""
+        chains = PageChains(scratch, self.direct)
+        before = _descriptors()
+        table = chains.table(range(63))
+        await engine.submit(table.reshape(-1), table.shape[1])
+        chains.check(table, np.arange(63))
+        assert (chains.target[63] == 0).all()
+        assert _descriptors() == before
+
+    async def test_a_chain_runs_to_its_end(self, engine: Engine, scratch: Scratch) -> None:
+        """A file that is missing or short fails its own chain, which copies nothing and closes what it opened."""
+        chains = PageChains(scratch, self.direct)
+        before = _descriptors()
+        table = chains.table(range(64))
+        table["address"][5, 0] += len(chains.path) - 1  # the empty path
+        table["offset"][9, 1] = 64 * PAGE_BYTES  # behind the end
+        await engine.submit(table.reshape(-1), table.shape[1])
+        canceled = -errno.ECANCELED
+        assert table["result"][5].tolist() == [-errno.ENOENT, canceled, canceled, 0, canceled, canceled]
+        assert table["result"][9, 1:].tolist() == [0, canceled, 0, canceled, 0]
+        chains.check(table, np.delete(np.arange(64), [5, 9]))
+        assert (chains.target[[5, 9]] == 0).all()
+        assert _descriptors() == before
+
+    async def test_chains_are_apart(self, engine: Engine, scratch: Scratch) -> None:
+        """A link finds no descriptor of another chain, and a condition no failure of another."""
+        chains = PageChains(scratch, self.direct)
+        table = chains.table([0, 1, 2])
+        table["opcode"][[0, 2], 0] = OP_NOP
+        table["opcode"][0, 1] = OP_NOP
+        table["opcode"][0, 2] |= FLAG_CHAIN  # goes on from the nothing before it
+        await engine.submit(table.reshape(-1), table.shape[1])
+        assert table["result"][0, [0, 1, 3, 5]].tolist() == [0, 0, 0, -errno.EBADF]
+        assert table["result"][2, 1:].tolist() == [-errno.EBADF, -errno.ECANCELED, 0, -errno.ECANCELED, -errno.EBADF]
+        chains.check(table, np.array([1]))
+
+    async def test_one_small_chain(self, engine: Engine, scratch: Scratch) -> None:
+        """The same, one at a time: an engine may have a shorter way for it."""
+        chains = PageChains(scratch, self.direct)
+        for page in (7, 3):
+            table = chains.table([page])
+            await engine.submit(table.reshape(-1), table.shape[1])
+            chains.check(table, np.array([page]))
+
+    async def test_chains_and_single_requests(self, engine: Engine, scratch: Scratch) -> None:
+        """Batches of different chunks in flight at once."""
+        chains = PageChains(scratch, self.direct)
+        tables = [chains.table(range(first, 64, 8)) for first in range(8)]
+        singles = [scratch.batch(OP_READ, range(first, 64, 8)) for first in range(8)]
+        futures = []
+        for table, requests in zip(tables, singles, strict=True):
+            futures += [engine.submit(table.reshape(-1), table.shape[1]), engine.submit(requests, 1 + len(futures))]
+        await asyncio.gather(*futures)
+        for first, (table, requests) in enumerate(zip(tables, singles, strict=True)):
+            chains.check(table, np.arange(first, 64, 8))
+            assert (requests["result"] == PAGE_BYTES).all()
+
     async def test_a_chunk_changes_nothing_for_data(self, engine: Engine, scratch: Scratch) -> None:
-        """`chunk` is about what must run in one thread; the results are the same."""
+        """Transfers that need not wait for each other may; the results are the same."""
         requests = scratch.batch(OP_READ, range(63))
         await engine.submit(requests, 8)
         assert (requests["result"] == PAGE_BYTES).all()
