@@ -334,7 +334,7 @@ class EngineSuite:
         chains = PageChains(scratch, self.direct)
         tables = [chains.table(range(first, 64, 8)) for first in range(8)]
         singles = [scratch.batch(OP_READ, range(first, 64, 8)) for first in range(8)]
-        futures = []
+        futures: list[asyncio.Future[None]] = []
         for table, requests in zip(tables, singles, strict=True):
             futures += [engine.submit(table.reshape(-1), table.shape[1]), engine.submit(requests, 1 + len(futures))]
         await asyncio.gather(*futures)
