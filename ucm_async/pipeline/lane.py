@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,9 @@ __all__ = ["Lane", "LaneStatistics"]
 
 SHORT_WAY_BYTES_MAX: Final = 128 << 10
 """Larger slices are copied and checked by other threads, which the ordinary way is made for."""
+
+LATE_BATCHES_MAX: Final = 64
+"""Batches that nobody waits for any more and that the stage still has, for each lane; more of them hold up a worker."""
 
 _log = logging.getLogger("ucm_async.pipeline")
 
@@ -37,6 +41,8 @@ class LaneStatistics:
         Slices in the inboxes now, and batches in the stage now.
     dropped
         Slices whose task had settled before their turn came.
+    late
+        Of those that run, batches that nobody waits for any more; others are served beside them.
     """
 
     slices: int
@@ -45,6 +51,7 @@ class LaneStatistics:
     queued: int
     running: int
     dropped: int
+    late: int
 
 
 class Lane:
@@ -86,13 +93,17 @@ class Lane:
         self._batch_bytes = batch_bytes
         self._inboxes: list[asyncio.Queue[Slice]] = [asyncio.Queue(depth) for _ in range(queues)]
         self._begin = begin
-        self._slices = self._batches = self._running = self._dropped = self._short = 0
+        self._slices = self._batches = self._running = self._dropped = self._short = self._late = 0
         self._returning: set[asyncio.Task[None]] = set()
 
     def start(self, group: TaskGroup) -> None:
         """Start the workers; they end when `group` is cancelled."""
-        for number, inbox in enumerate(self._inboxes):
-            group.start_soon(self._work, inbox, name=f"ucm-{self.name}-{number}")
+        self._group = group
+        for inbox in self._inboxes:
+            self._start_worker(inbox, deque())
+
+    def _start_worker(self, inbox: asyncio.Queue[Slice], todo: deque[SliceBatch]) -> None:
+        self._group.start_soon(self._work, inbox, todo, name=f"ucm-{self.name}-{self._inboxes.index(inbox)}")
 
     def put_nowait(self, one: Slice, queue: int) -> None:
         """Put a slice into an inbox; `WouldBlock` if it is full. A small one may be served at once instead."""
@@ -124,16 +135,40 @@ class Lane:
             self._returning.add(returning)
             returning.add_done_callback(self._returning.discard)
 
-    async def _work(self, inbox: asyncio.Queue[Slice]) -> None:
-        while True:
-            slices = self._take(await inbox.get(), inbox)
-            for batch in make_batches(slices) if slices else ():
-                self._batches += 1
-                self._running += 1
-                try:
-                    await self._run(batch)
-                finally:
-                    self._running -= 1
+    async def _work(self, inbox: asyncio.Queue[Slice], todo: deque[SliceBatch]) -> None:
+        """Serve an inbox until another worker has taken over; `todo` is handed over with it."""
+        relieved = False
+        while not relieved:
+            if not todo:
+                slices = self._take(await inbox.get(), inbox)
+                todo.extend(make_batches(slices) if slices else ())
+                continue
+            relieved = await self._serve(todo.popleft(), inbox, todo)
+
+    async def _serve(self, batch: SliceBatch, inbox: asyncio.Queue[Slice], todo: deque[SliceBatch]) -> bool:
+        """Drive the stage with one batch; True if another worker has taken over meanwhile.
+
+        That happens when nobody waits for the batch any more: a disk that hangs must not hold up what comes after.
+        """
+        running, relieved = True, False
+
+        def relieve() -> None:
+            nonlocal relieved
+            if running and not relieved and self._late < LATE_BATCHES_MAX:
+                relieved = True
+                self._late += 1
+                self._start_worker(inbox, todo)
+
+        batch.when_abandoned(relieve)
+        self._batches += 1
+        self._running += 1
+        try:
+            await self._run(batch)
+        finally:
+            running = False
+            self._running -= 1
+            self._late -= relieved
+        return relieved
 
     def _take(self, first: Slice, inbox: asyncio.Queue[Slice]) -> list[Slice]:
         """Take what else waits, up to a batch, and drop what nobody waits for any more."""
@@ -173,6 +208,7 @@ class Lane:
             queued=sum(inbox.qsize() for inbox in self._inboxes),
             running=self._running,
             dropped=self._dropped,
+            late=self._late,
         )
 
 

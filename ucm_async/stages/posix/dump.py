@@ -97,7 +97,10 @@ class Dumper:
 
     async def dump(self, batch: Batch) -> None:
         """Take the rows of `batch` that are still wanted."""
-        rows = np.flatnonzero(batch.live()).astype(np.int64)
+        live = batch.live()
+        rows = np.flatnonzero(live)
+        if len(rows) < len(live):
+            batch.report(~live, Status.CANCELLED)  # their task has settled: nobody sees this
         if (batch.shards >= 0).any():  # shards of one block may be anywhere in the batch
             rows = rows[np.lexsort((batch.shards[rows], *batch.ids[rows].view(np.uint64).T))]
         step = max(1, self.transfer.slots_for(batch).slots // 2)  # others wait for slots, too
@@ -107,7 +110,10 @@ class Dumper:
             part, rows = rows[:cut], rows[cut:]
             while len(part):
                 part = await self._dump_rows(batch, part)
-                part = part[batch.live()[part]]
+                if len(part):
+                    live = batch.live()[part]
+                    batch.report(part[~live], Status.CANCELLED)
+                    part = part[live]
 
     async def _dump_rows(self, batch: Batch, rows: I64) -> I64:
         """Write what can be claimed; returns the rows to be tried again.

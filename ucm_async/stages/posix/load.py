@@ -103,7 +103,10 @@ class Loader:
 
     async def load(self, batch: Batch) -> None:
         """Deliver the rows of `batch` that are still wanted."""
-        rows = np.flatnonzero(batch.live())
+        live = batch.live()
+        rows = np.flatnonzero(live)
+        if len(rows) < len(live):
+            batch.report(~live, Status.CANCELLED)  # their task has settled: nobody sees this
         arena = self.transfer.slots_for(batch)
         step = max(1, arena.slots // 2)  # a group needs a slot, there are no more groups than rows, and others wait too
         spoilt: list[int] = []
@@ -111,7 +114,7 @@ class Loader:
             spoilt += await self._load_rows(batch, rows[start : start + step], arena)
         for start in range(0, len(spoilt), step):
             again = np.array(spoilt[start : start + step])
-            await self._load_rows(batch, again[batch.live()[again]], arena, apart=True)
+            await self._load_rows(batch, again, arena, apart=True)
 
     async def _load_rows(self, batch: Batch, rows: I64, arena: Arena, *, apart: bool = False) -> list[int]:
         """Load rows, with one chain a block, or one a row if `apart`; returns those that another row's read spoilt."""
@@ -274,6 +277,7 @@ class Loader:
             if not reading.batch.live().any():
                 self._keep_only(reading, groups[waiting])
                 await done
+                reading.batch.report(reading.rows, Status.CANCELLED)
                 return groups[:0]
 
     def _patience_s(self, batch: Batch, groups: int) -> float:
