@@ -10,7 +10,7 @@ import pytest_asyncio
 
 import ucm_async as ucm
 
-from .support import keys, quiet
+from .support import calm, keys, quiet
 
 Opener: TypeAlias = Callable[..., Any]
 
@@ -28,6 +28,7 @@ async def open_store(tmp_path: Path) -> AsyncIterator[Opener]:
 
     yield open_one
     for store in opened:
+        calm(store)
         await store.aclose()
 
 
@@ -36,4 +37,5 @@ async def store(open_store: Opener) -> AsyncIterator[ucm.Store]:
     """One small store, on the engine that is chosen here by itself; it must hold nothing when the test is over."""
     store = await open_store()
     yield store
+    calm(store)
     await quiet(store)

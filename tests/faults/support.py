@@ -144,6 +144,16 @@ def inject(store: ucm.Store) -> Faults:
     return Faults(load, dump, load_files, dump_files)
 
 
+def calm(store: ucm.Store) -> None:
+    """Stop the injectors of a store, if there are any."""
+    stage = stage_of(store)
+    for transfer in (stage._loader.transfer, stage._dumper.transfer):
+        for one in (transfer.engine, transfer.pool):
+            if isinstance(one, FaultyEngine):
+                one.plan = _none
+                one.release()
+
+
 def _none(_: int, __: Any) -> Fault | None:
     return None
 
