@@ -103,7 +103,11 @@ class Store(AsyncResource):
         )
         started: asyncio.Future[None] = self._loop.create_future()
         self._host = self._loop.create_task(self._serve(self._pipeline, started), name="ucm-store")
-        await started
+        try:
+            await asyncio.shield(started)
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
 
     async def _serve(self, pipeline: Pipeline, started: asyncio.Future[None]) -> None:
         """Host the operators: a task group must be entered and left by one task, and the user's may end first."""

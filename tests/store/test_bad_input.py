@@ -304,7 +304,7 @@ class TestOpening:
         with pytest.raises(ConfigError, match="staging_buffer_gb: 4096"):
             await open_store("Posix", **(KEYS | {"staging_buffer_gb": 4096}), storage_backends=[str(tmp_path)])
         assert len(os.listdir("/proc/self/fd")) == descriptors
-        assert list(tmp_path.glob("*/writers/*")) == []
+        assert [path for path in tmp_path.glob("*/writers/*") if path.is_dir()] == []
 
     @pytest.mark.parametrize(
         ("keys", "message"),

@@ -73,25 +73,43 @@ class PosixStage(Stage):
         """
         if not self.config.storage_backends:
             raise ConfigError("storage_backends: empty, Posix needs at least one directory")
+        opening = asyncio.ensure_future(self._open_backends())
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:  # what threads have begun cannot be stopped: let it come, then undo it
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                await self.aclose()
+            raise
+
+    async def _open_backends(self) -> None:
         self._backends = await asyncio.gather(
             *(asyncio.to_thread(self._open_one, path) for path in self.config.storage_backends)
         )
         if all(backend.error for backend in self._backends):
             raise ConfigError(self._backends[0].error)
         self._direct = all(backend.direct for backend in self._backends if not backend.error)
+        loads = asyncio.ensure_future(self._make_transfer("load", LOAD_POOL_THREADS))
+        dumps = asyncio.ensure_future(self._make_transfer("dump", DUMP_POOL_THREADS))
+        known = asyncio.ensure_future(asyncio.to_thread(KnownBlocks, self.config.known_blocks_max))
+        making = (loads, dumps, known)
+        await asyncio.wait(making)
+        error = next(filter(None, (one.exception() for one in making)), None)
+        if error is not None:
+            await self._free([one.result() for one in (loads, dumps) if one.exception() is None])
+            raise error
+        self._make_lanes(loads.result(), dumps.result(), known.result())
+
+    def _make_lanes(self, load: Transfer, dump: Transfer, known: KnownBlocks) -> None:
         files = BlockFiles(self._backends)
-        load, dump, self._known = await asyncio.gather(
-            self._make_transfer("load", LOAD_POOL_THREADS),
-            self._make_transfer("dump", DUMP_POOL_THREADS),
-            asyncio.to_thread(KnownBlocks, self.config.known_blocks_max),
-        )
         namespace = self.config.namespace_fingerprint()
+        self._known = known
         self._files = files
-        self._loader = Loader(self._layout, namespace, files, self._seeds, self._known, load)
+        self._loader = Loader(self._layout, namespace, files, self._seeds, known, load)
         self._express = None
         if ExpressLoads.serves(self._layout):
-            self._express = ExpressLoads(self._layout, namespace, self._backends, self._seeds, self._known, load)
-        self._dumper = Dumper(self._layout, namespace, files, self._seeds, self._known, dump, self._writes)
+            self._express = ExpressLoads(self._layout, namespace, self._backends, self._seeds, known, load)
+        self._dumper = Dumper(self._layout, namespace, files, self._seeds, known, dump, self._writes)
 
     def _open_one(self, path: str) -> Backend:
         try:
@@ -104,9 +122,13 @@ class PosixStage(Stage):
     async def _make_transfer(self, lane: str, threads: int) -> Transfer:
         slot = self._layout.file_bytes
         slots = max(_SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // slot)
-        arena, heads = await asyncio.gather(
-            Arena.create(slot, slots), Arena.create(self._layout.header_bytes, HEAD_SLOTS)
-        )
+        try:
+            arena, heads = await asyncio.gather(
+                Arena.create(slot, slots), Arena.create(self._layout.header_bytes, HEAD_SLOTS)
+            )
+        except (OSError, MemoryError) as error:
+            given = self.config.staging_buffer_gb
+            raise ConfigError(f"staging_buffer_gb: {given}, no memory for {slots} slots of {slot} bytes") from error
         return Transfer(make_pool(threads, f"ucm-{lane}"), self._make_engine(self.config, arena), arena, heads)
 
     def _make_engine(self, config: StoreConfig, arena: Arena) -> Engine:
@@ -141,14 +163,17 @@ class PosixStage(Stage):
         """Finish late completions, then free everything. Idempotent."""
         if not self._backends:
             return
-        backends, self._backends = self._backends, []
-        for transfer in (self._loader.transfer, self._dumper.transfer):
-            await transfer.engine.aclose()
-            await transfer.pool.aclose()
-            transfer.arena.close()
-            transfer.heads.close()
+        await self._free([self._loader.transfer, self._dumper.transfer])
         if self._express is not None:
             self._express.close()
+
+    async def _free(self, transfers: list[Transfer]) -> None:
+        """Close what was made, side by side: freeing the kernel's contexts and joining threads takes its time."""
+        backends, self._backends = self._backends, []
+        await asyncio.gather(*(one.aclose() for transfer in transfers for one in (transfer.engine, transfer.pool)))
+        for transfer in transfers:
+            transfer.arena.close()
+            transfer.heads.close()
         await asyncio.gather(*(asyncio.to_thread(backend.close) for backend in backends))
 
     # ---- the lanes
