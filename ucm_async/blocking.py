@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio.from_thread
 import numpy.typing as npt
 
 from . import store as _store
+from .abc import Stage
 from .config import StoreConfig
 from .errors import StoreClosedError, StoreError
 from .tasks import Task, TaskResult
@@ -43,17 +45,25 @@ class BlockingTask:
 
     def cancel(self) -> bool:
         """Settle now; see `ucm_async.Task.cancel`."""
-        return self._owner._on_loop(self._task.cancel)
+        return not self._task.done() and self._owner._on_loop(self._task.cancel)
 
     def settled(self) -> None:
         """Wait until nothing touches the task's memory any more; see `ucm_async.Task.settled`."""
-        self._owner._run(self._task.settled())
+        if not self._owner.closed:  # which waits for that too
+            self._owner._run(self._task.settled)
 
 
 class BlockingStore:
-    """`ucm_async.Store` for threads; the verbs, arguments and errors are the same."""
+    """`ucm_async.Store` for threads; the verbs, arguments and errors are the same.
+
+    Attributes
+    ----------
+    closed
+        True from the call of `close` on.
+    """
 
     def __init__(self, config: StoreConfig) -> None:
+        self.closed = False
         self._stack = contextlib.ExitStack()
         portal = anyio.from_thread.start_blocking_portal("asyncio", {"use_uvloop": _have_uvloop()})
         self._portal = self._stack.enter_context(portal)
@@ -63,21 +73,26 @@ class BlockingStore:
             self._stack.close()
             raise
 
-    def _run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        try:
-            result: _T = self._portal.call(lambda: coroutine)
-            return result
-        except RuntimeError as error:
-            coroutine.close()
-            if "not running" in str(error):
-                raise StoreClosedError("the store is closed") from None
-            raise
+    @property
+    def config(self) -> StoreConfig:
+        """See `ucm_async.Store.config`."""
+        return self._store.config
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise StoreClosedError("the store is closed")
+
+    def _run(self, verb: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
+        """Call `verb` on the loop, and wait for what it returns."""
+        self._check_open()
+        result: _T = self._portal.call(verb, *arguments)
+        return result
 
     def _on_loop(self, function: Callable[[], _T]) -> _T:
         async def call() -> _T:
             return function()
 
-        return self._run(call())
+        return self._run(call)
 
     def load(
         self,
@@ -135,8 +150,10 @@ class BlockingStore:
         )
 
     def wait(self, task: BlockingTask, timeout: float | None = None) -> TaskResult:
-        """See `ucm_async.Store.wait`."""
-        return self._run(self._store.wait(task._task, timeout))
+        """See `ucm_async.Store.wait`. What has settled can be had after the store was closed, too."""
+        if task.done():
+            return task._task.result()
+        return self._run(self._store.wait, task._task, timeout)
 
     def check(self, task: BlockingTask) -> bool:
         """See `ucm_async.Store.check`."""
@@ -144,27 +161,31 @@ class BlockingStore:
 
     def lookup(self, ids: BlockIds) -> Bools:
         """See `ucm_async.Store.lookup`."""
-        return self._run(self._store.lookup(ids))
+        return self._run(self._store.lookup, ids)
 
     def lookup_on_prefix(self, ids: BlockIds) -> int:
         """See `ucm_async.Store.lookup_on_prefix`."""
-        return self._run(self._store.lookup_on_prefix(ids))
+        return self._run(self._store.lookup_on_prefix, ids)
 
     def prefetch(self, ids: BlockIds) -> None:
         """See `ucm_async.Store.prefetch`."""
-        self._run(self._store.prefetch(ids))
+        self._run(self._store.prefetch, ids)
 
     def delete(self, ids: BlockIds) -> None:
         """See `ucm_async.Store.delete`."""
-        self._run(self._store.delete(ids))
+        self._run(self._store.delete, ids)
 
     def flush(self) -> Mapping[bytes, StoreError]:
         """See `ucm_async.Store.flush`."""
-        return self._run(self._store.flush())
+        return self._run(self._store.flush)
 
     def setup(self, **changes: Any) -> None:
         """See `ucm_async.Store.setup`."""
-        self._run(self._store.setup(**changes))
+        self._run(partial(self._store.setup, **changes))
+
+    def replace_stage(self, name: str, stage: str | type[Stage]) -> None:
+        """See `ucm_async.Store.replace_stage`."""
+        self._run(self._store.replace_stage, name, stage)
 
     def statistics(self) -> _store.StoreStatistics:
         """See `ucm_async.Store.statistics`."""
@@ -178,18 +199,21 @@ class BlockingStore:
         try:
             yield
         finally:
-            self._on_loop(lambda: registration.__exit__(None, None, None))
+            end = partial(registration.__exit__, None, None, None)
+            end() if self.closed else self._on_loop(end)
 
     @contextlib.contextmanager
     def lease(self, ids: BlockIds, *, timeout: float | None = None) -> Iterator[list[memoryview | None]]:
         """See `ucm_async.Store.lease`."""
+        self._check_open()
         with self._portal.wrap_async_context_manager(self._store.lease(ids, timeout=timeout)) as views:
             yield views
 
     def close(self) -> None:
         """See `ucm_async.Store.aclose`. Idempotent."""
-        with contextlib.suppress(StoreClosedError):
-            self._run(self._store.aclose())
+        if not self.closed:
+            self.closed = True
+            self._portal.call(self._store.aclose)
         self._stack.close()
 
     def __enter__(self) -> BlockingStore:
