@@ -3,16 +3,25 @@
  * One thread drives the ring: it alone begins chains, gives transfers to the kernel and takes completions. It sleeps on an eventfd
  * that the kernel and the other threads signal. Helpers run what is no transfer: a chain goes to them and comes back with everything it
  * remembers. All of them meet under one lock, which nobody holds while working; who is awake is not signalled.
+ *
+ * What takes less time than waking a helper does (a file that the kernel can open without a disk, the checksum of a small
+ * block), the driving thread does itself, a little at a time: the kernel must not wait for its next transfers meanwhile.
  */
 #include "ring.h"
 #include "threads.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+enum {
+    LIGHT_BYTES = 128 * 1024, /* copied or checked by the driving thread: some ten microseconds */
+    LIGHT_PER_TURN = 16,      /* chains, between two looks at the kernel */
+};
 
 struct driver {
     struct ring_helper helper; /* first */
@@ -20,6 +29,7 @@ struct driver {
     int event_fd; /* tells the loop */
     int wake_fd;  /* wakes the driving thread */
     struct chain_queue outbox; /* the driving thread's own: will be posted to the helpers */
+    struct chain_queue light;  /* the driving thread's own: will be run by itself */
     struct threads driving, helpers;
 
     pthread_mutex_t lock;
@@ -87,9 +97,63 @@ static void *help(void *argument)
 
 /* ---- the driving thread ---- */
 
+static bool is_light(const struct chain *chain)
+{
+    uint64_t bytes = 0;
+    for (const struct request *request = chain->at; request != chain->end && !request_is_data(request); request++) {
+        switch (request->opcode & OP_MASK) {
+        case OP_COPY:
+        case OP_CHECKSUM:
+            bytes += request->length;
+            break;
+        case OP_OPEN:
+            if (request->offset & O_CREAT) {
+                return false;
+            }
+            break;
+        case OP_NOP:
+        case OP_CLOSE:
+            break;
+        default:
+            return false;
+        }
+    }
+    return bytes <= LIGHT_BYTES;
+}
+
 static void take(struct ring_helper *helper, struct chain *chain)
 {
-    chain_push(&((struct driver *)helper)->outbox, chain);
+    struct driver *driver = (struct driver *)helper;
+    chain_push(is_light(chain) ? &driver->light : &driver->outbox, chain);
+}
+
+/* Open what can be opened without a disk. False if it takes one; nothing has happened then. */
+static bool open_at_once(struct chain *chain)
+{
+    struct request trial = *chain->at;
+    struct job job = chain->job;
+    trial.opcode |= FLAG_CACHED;
+    job_perform(&job, &trial);
+    if (trial.result == -EAGAIN && !(chain->at->opcode & FLAG_CACHED)) {
+        return false;
+    }
+    chain->job = job;
+    request_publish(chain->at++, trial.result);
+    return true;
+}
+
+/* Run a few of the light chains up to a transfer or their end. */
+static void run_light(struct driver *driver)
+{
+    for (unsigned i = 0; i < LIGHT_PER_TURN && driver->light.head; i++) {
+        struct chain *chain = chain_pop(&driver->light);
+        if ((chain->at->opcode & OP_MASK) == OP_OPEN && !open_at_once(chain)) {
+            chain_push(&driver->outbox, chain);
+            continue;
+        }
+        chain_run(chain);
+        ring_advance(driver->ring, chain);
+    }
 }
 
 /* Pass on what came up for the helpers and for the loop. */
@@ -126,7 +190,7 @@ static bool collect(struct driver *driver, struct mail *mail)
         pthread_mutex_lock(&driver->lock);
         batch_append(&mail->batches, &driver->submitted);
         chain_append(&mail->chains, &driver->returned);
-        bool nothing = !mail->batches.head && !mail->chains.head;
+        bool nothing = !mail->batches.head && !mail->chains.head && !driver->light.head;
         bool go = nothing && driver->stopping && ring_is_idle(driver->ring);
         driver->asleep = nothing && !slept && !go;
         bool sleep = driver->asleep;
@@ -153,6 +217,7 @@ static void *drive(void *argument)
             ring_advance(ring, chain);
         }
         ring->ops->pull(ring);
+        run_light(driver);
         ring_fill(ring);
         post(driver); /* before the kernel is called, which may take its time */
         ring->ops->push(ring);
