@@ -127,32 +127,49 @@ static void take(struct ring_helper *helper, struct chain *chain)
     chain_push(is_light(chain) ? &driver->light : &driver->outbox, chain);
 }
 
-/* Open what can be opened without a disk. False if it takes one; nothing has happened then. */
+/* Open what can be opened without a disk. False if it takes one, or another process; nothing has happened then. */
 static bool open_at_once(struct chain *chain)
 {
     struct request trial = *chain->at;
     struct job job = chain->job;
     trial.opcode |= FLAG_CACHED;
+    trial.offset |= O_NONBLOCK; /* for FIFOs and devices: their opening waits for somebody else */
     job_perform(&job, &trial);
-    if (trial.result == -EAGAIN && !(chain->at->opcode & FLAG_CACHED)) {
+    bool waits = trial.result == -ENXIO || (trial.result == -EAGAIN && !(chain->at->opcode & FLAG_CACHED));
+    if (waits) {
         return false;
+    }
+    if (trial.result >= 0 && !(chain->at->offset & O_NONBLOCK)) {
+        fcntl((int)trial.result, F_SETFL, (int)chain->at->offset); /* io_uring does not wait for such files */
     }
     chain->job = job;
     request_publish(chain->at++, trial.result);
     return true;
 }
 
-/* Run a few of the light chains up to a transfer or their end. */
+/* Run a chain up to a transfer or its end. False if it must go to a helper after all. */
+static bool run_here(struct chain *chain)
+{
+    while (!chain_is_over(chain) && !request_is_data(chain->at)) {
+        if ((chain->at->opcode & OP_MASK) != OP_OPEN) {
+            job_perform(&chain->job, chain->at++);
+        } else if (!open_at_once(chain)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Run a few of the light chains. */
 static void run_light(struct driver *driver)
 {
     for (unsigned i = 0; i < LIGHT_PER_TURN && driver->light.head; i++) {
         struct chain *chain = chain_pop(&driver->light);
-        if ((chain->at->opcode & OP_MASK) == OP_OPEN && !open_at_once(chain)) {
+        if (run_here(chain)) {
+            ring_advance(driver->ring, chain);
+        } else {
             chain_push(&driver->outbox, chain);
-            continue;
         }
-        chain_run(chain);
-        ring_advance(driver->ring, chain);
     }
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -55,16 +56,16 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 class Fifo:
-    """A file whose opening waits until `release`."""
+    """A file whose opening waits until `release`, if it is for a helper: where the file might have to be made."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
         self.path = path
         self._kept, self._address = c_path(str(path))
 
-    def chain(self) -> Any:
+    def chain(self, flags: int = os.O_RDONLY | os.O_CREAT) -> Any:
         return join(
-            request(OP_OPEN, fd=AT_FDCWD, address=self._address, offset=os.O_RDONLY),
+            request(OP_OPEN, fd=AT_FDCWD, address=self._address, offset=flags),
             request(OP_CLOSE | FLAG_LINK),
             request(OP_NOP),
         )
@@ -113,6 +114,7 @@ def test_one_batch_does_not_wait_for_the_chains_of_another(driver: Any, fifo: Fi
     blocks = Blocks(tmp_path, 10, 5_000)
     table = np.concatenate([blocks.chains(), blocks.chains()])
     kept, table["address"][4, 0] = c_path(str(fifo.path))
+    table["offset"][4, 0] |= os.O_CREAT
     driver.submit(table.reshape(-1), "mixed", STEPS)
     after = new_requests(4)
     driver.submit(after, "after", 2)
@@ -125,6 +127,36 @@ def test_one_batch_does_not_wait_for_the_chains_of_another(driver: Any, fifo: Fi
     assert table["result"][4, 0] >= 0
     blocks.check(table[10:])
     assert kept
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_NONBLOCK])
+def test_no_file_holds_up_the_driving_thread(driver: Any, fifo: Fifo, tmp_path: Path, flags: int) -> None:
+    """It opens files itself where that takes no disk. A FIFO takes none, but may take for ever."""
+    blocks = Blocks(tmp_path, 20, 5_000)
+    before = open_descriptors()
+    odd = fifo.chain(flags)
+    driver.submit(odd, "odd", 3)
+    table = blocks.chains()
+    driver.submit(table.reshape(-1), "blocks", STEPS)
+    tokens = reap(driver)
+    while "blocks" not in tokens:
+        tokens += reap(driver)
+    blocks.check(table)
+    if "odd" not in tokens:  # a helper waits; or the kernel cannot open without a disk
+        os.close(os.open(fifo.path, os.O_RDWR))
+        assert reap(driver) == ["odd"]
+    assert results(odd)[1:] == [0, 0]
+    assert open_descriptors() == before
+
+
+def test_descriptors_have_the_flags_that_were_asked_for(driver: Any, path: Path) -> None:
+    for flags in (os.O_RDONLY, os.O_RDWR | os.O_APPEND, os.O_RDONLY | os.O_NONBLOCK):
+        kept, address = c_path(str(path))
+        (fd,) = run(driver, request(OP_OPEN, fd=AT_FDCWD, address=address, offset=flags))
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_NONBLOCK | os.O_APPEND | os.O_ACCMODE) == flags
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+        assert kept
 
 
 def test_close_waits_for_a_helper(driver: Any, fifo: Fifo) -> None:
