@@ -302,6 +302,18 @@ class BytesTests(StoreCase):
             assert all_ok(await store.load(ids[wanted], shards[wanted], memory[1, : len(wanted)]))
         assert (memory[1, : len(wanted)] == rows[wanted]).all()
 
+    async def test_one_buffer_for_several_rows(self, store: Store) -> None:
+        """Nobody can say what is in it then; no stored block suffers from it, registered memory or not."""
+        ids, data = make_blocks(20)
+        assert all_ok(await store.dump(ids, None, data))
+        memory = _mmap(BLOCK_BYTES)
+        assert all_ok(await store.load(ids, None, [memory] * 20))
+        with store.register(memory):
+            assert all_ok(await store.load(ids, None, [memory] * 20))
+        back = np.zeros_like(data)
+        assert all_ok(await store.load(ids, None, back))
+        assert (back == data).all()
+
     async def test_the_rows_that_fail_do_not_spoil_the_others(self, store: Store) -> None:
         """Forty-nine of fifty rows are delivered when one is not stored."""
         ids, data = make_blocks(50)

@@ -154,6 +154,19 @@ class IndexTests(StoreCase):
         assert all_ok(await store.dump(ids[:3], shards[:3], rows[:3]))
         assert (await store.lookup(ids)).all()
 
+    async def test_what_is_deleted_during_a_load_stays_deleted(self, store: Store) -> None:
+        """The load may still get its bytes; no later lookup finds the block."""
+        for number in range(12):
+            ids, data = make_blocks(4, seed=number)
+            assert all_ok(await store.dump(ids, None, data))
+            back = np.zeros_like(data)
+            load = store.load(ids, None, back)
+            await asyncio.sleep(number * 0.0001)
+            await store.delete(ids)
+            result = await load
+            assert (back[result.ok] == data[result.ok]).all()
+            assert not (await store.lookup(ids)).any()
+
     async def test_flush_waits_for_dumps_under_way(self, store: Store) -> None:
         """After it, what was accepted is stored, awaited or not, and nothing failed."""
         ids, data = make_blocks(20)

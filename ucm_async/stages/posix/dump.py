@@ -56,6 +56,8 @@ class _Writing:
         the bytes were taken.
     lost
         Bool (g,): of a group that failed, the file is gone, or what is in it cannot be relied on.
+    removals
+        As `KnownBlocks.removals` was before anything was written.
     """
 
     batch: Batch
@@ -68,6 +70,7 @@ class _Writing:
     completes: Bools
     failed: I64
     lost: Bools
+    removals: int
     arena: Arena = field(init=False)
     slots: I64 = field(default_factory=lambda: _NONE)
     commits: I64 = field(default_factory=lambda: _NONE)
@@ -147,19 +150,20 @@ class Dumper:
         first, group = group_rows(batch.ids[rows])
         ids = np.ascontiguousarray(batch.ids[rows[first]])
         backend = choose_backend(ids, self._seeds)
+        removals = self._known.removals
         size = await self._files.stat(ids, backend, self.transfer.pool)
         stored = size == self._layout.file_bytes
         damaged = (size >= 0) & ~stored
         if damaged.any():  # else it would keep its place for ever: a commit never replaces
             await self._files.quarantine(ids[damaged], backend[damaged], self.transfer.pool)
-            self._known.discard(ids[damaged])
+            self._known.removed(ids[damaged])
         if stored.any():
+            self._known.add(ids[stored], removals)
             await self._report_stored(batch, rows[stored[group]], ids[stored], backend[stored])
         rest: I64 = rows[~stored[group]]
         return rest
 
     async def _report_stored(self, batch: Batch, rows: I64, ids: U8, backend: I64) -> None:
-        self._known.add(ids)
         self.transfer.counts["already_stored"] += len(ids)
         if len(self._writes):
             for block_id in ids:  # another writer was first, and these shards are of no use any more
@@ -203,6 +207,7 @@ class Dumper:
             completes,
             failed=np.zeros(len(ids), dtype=np.int64),
             lost=np.zeros(len(ids), dtype=np.bool_),
+            removals=self._known.removals,
         ), theirs
 
     # ---- the steps of a write; each leaves out the groups that failed before
@@ -374,7 +379,7 @@ class Dumper:
             counts["commits_lost"] += int(lost.sum())
         done = result == 0
         counts["commits"] += int(done.sum())
-        self._known.add(ids[done | lost])
+        self._known.add(ids[done | lost], writing.removals)
         result[lost] = 0
         if writing.batch.durability == "synced":
             result[done] = await self._files.sync_directories(ids[done], backend[done], pool)

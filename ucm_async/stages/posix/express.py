@@ -145,6 +145,7 @@ class ExpressLoads:
         if dirfd < 0:
             return False
         chain = self._idle.pop()
+        removals = self._known.removals
         chain.fill(ids.tobytes(), dirfd, self._flags[backend], int(one.addresses[0, 0]), one.gate)
 
         def done() -> None:
@@ -152,7 +153,7 @@ class ExpressLoads:
             self._idle.append(chain)
             if well:
                 one.succeed()
-                self._loop.call_soon(self._note, ids)  # after the caller, who is waiting
+                self._loop.call_soon(self._note, ids, removals)  # after the caller, who is waiting
             else:
                 otherwise()
 
@@ -161,8 +162,8 @@ class ExpressLoads:
         self._idle.append(chain)
         return False
 
-    def _note(self, ids: U8) -> None:
-        self._known.add(ids)
+    def _note(self, ids: U8, removals: int) -> None:
+        self._known.add(ids, removals)
         self._transfer.counts["express"] += 1
 
     def close(self) -> None:

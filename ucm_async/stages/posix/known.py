@@ -19,10 +19,17 @@ class KnownBlocks:
     It may forget, and another process may delete a block behind its back: a load then finds out.
 
     That a block is *not* stored is never remembered: another process may commit it at any time.
+
+    Attributes
+    ----------
+    removals
+        How often blocks of this store were removed. Whoever looks at a block notes it before, and tells `add`: what was
+        there then may have gone since.
     """
 
     def __init__(self, capacity: int) -> None:
         self._table = IdTable(capacity)
+        self.removals = 0
 
     def __len__(self) -> int:
         return len(self._table)
@@ -38,14 +45,21 @@ class KnownBlocks:
         """Return how many ids from the first on are known."""
         return self._table.prefix(ids)
 
-    def add(self, ids: U8) -> None:
-        """Remember blocks."""
+    def add(self, ids: U8, removals: int) -> None:
+        """Remember blocks that were there when the count of removals was `removals`; not if it has changed since."""
+        if removals != self.removals:
+            return
         if len(ids) == 1:
             self._table.put(ids, _ONE)
         elif len(ids):
             self._table.put(np.ascontiguousarray(ids), np.full(len(ids), _STORED))
 
+    def removed(self, ids: U8) -> None:
+        """Forget blocks that are being removed: call it before, and again when they are gone."""
+        self.removals += 1
+        self.discard(ids)
+
     def discard(self, ids: U8) -> None:
-        """Forget blocks."""
+        """Forget blocks that were found missing."""
         if len(ids):
             self._table.discard(np.ascontiguousarray(ids))

@@ -56,8 +56,11 @@ class _Reading:
         How each row is cut; its runs are the copies.
     held
         Bool (g,): the slots that are not given back yet.
+    removals
+        As `KnownBlocks.removals` was before anything was read.
     spoilt
-        Rows of blocks of which a read failed, perhaps that of another row.
+        Rows to be read again, each for itself and into slots: a read of their block failed, perhaps that of another
+        row, or what lies in the caller's memory is not what was read.
     """
 
     batch: Batch
@@ -74,6 +77,7 @@ class _Reading:
     chains: ChainTable
     wanted: I64
     held: Bools
+    removals: int
     spoilt: list[int] = field(default_factory=list)
 
     @property
@@ -112,9 +116,10 @@ class Loader:
         spoilt: list[int] = []
         for start in range(0, len(rows), step):
             spoilt += await self._load_rows(batch, rows[start : start + step], arena)
+        step = max(1, self.transfer.arena.slots // 2)
         for start in range(0, len(spoilt), step):
             again = np.array(spoilt[start : start + step])
-            await self._load_rows(batch, again, arena, apart=True)
+            await self._load_rows(batch, again, self.transfer.arena, apart=True)
 
     async def _load_rows(self, batch: Batch, rows: I64, arena: Arena, *, apart: bool = False) -> list[int]:
         """Load rows, with one chain a block, or one a row if `apart`; returns those that another row's read spoilt."""
@@ -193,6 +198,7 @@ class Loader:
             chains,
             lengths,
             np.ones(len(ids), dtype=np.bool_),
+            self._known.removals,
         )
 
     def _put_header_checksum(self, column: rq.Requests, bases: U64) -> None:
@@ -357,11 +363,16 @@ class Loader:
         good = (sums == stored).all(axis=1) & check.good[at]
         if good.all():
             batch.report(rows, Status.OK)
-            self._known.add(reading.ids[groups])
+            self._known.add(reading.ids[groups], reading.removals)
             return
         batch.report(rows[good], Status.OK)
         let_in = (copies >= 0).all(axis=1)  # else the gate had closed: the task has settled, and nobody asks any more
         batch.report(rows[~let_in], Status.CANCELLED)
+        if (
+            reading.arena is self.transfer.heads
+        ):  # somebody may have written there meanwhile: look again in our own memory
+            reading.spoilt += rows[~good & let_in].tolist()
+            return
         told: set[int] = set()
         for i in np.flatnonzero(~good & let_in).tolist():
             if int(at[i]) not in told:
@@ -373,7 +384,7 @@ class Loader:
     async def _set_aside(self, reading: _Reading, group: int, why: str) -> None:
         """Move the file of a corrupt block out of sight, then report its rows that were not delivered."""
         ids = reading.ids[group : group + 1]
-        self._known.discard(ids)
+        self._known.removed(ids)
         self.transfer.counts["corrupt"] += 1
         result = await self._files.quarantine(ids, reading.backend[group : group + 1], self.transfer.pool)
         if result[0] not in (0, -errno.ENOENT):

@@ -129,7 +129,12 @@ class PosixStage(Stage):
         except (OSError, MemoryError) as error:
             given = self.config.staging_buffer_gb
             raise ConfigError(f"staging_buffer_gb: {given}, no memory for {slots} slots of {slot} bytes") from error
-        return Transfer(make_pool(threads, f"ucm-{lane}"), self._make_engine(self.config, arena), arena, heads)
+        engine = self._make_engine(self.config, arena)
+        try:
+            return Transfer(make_pool(threads, f"ucm-{lane}"), engine, arena, heads)
+        except BaseException:
+            await engine.aclose()
+            raise
 
     def _make_engine(self, config: StoreConfig, arena: Arena) -> Engine:
         return make_engine(
@@ -213,21 +218,22 @@ class PosixStage(Stage):
 
     async def _ask(self, ids: U8) -> Bools:
         """Ask the file system, and remember what is there. A file of the wrong size is not a block."""
+        removals = self._known.removals
         size = await self._files.stat(ids, choose_backend(ids, self._seeds), self._loader.transfer.pool)
         found: Bools = size == self._layout.file_bytes
-        self._known.add(ids[found])
+        self._known.add(ids[found], removals)
         return found
 
     async def delete(self, ids: U8) -> None:
         """See `ucm_async.abc.Stage.delete`. Loads that are under way still get their bytes."""
         if not len(ids):
             return
-        self._known.discard(ids)
+        self._known.removed(ids)
         backend: I64 = choose_backend(ids, self._seeds)
         await self._files.unlink(ids, backend, self._dumper.transfer.pool)
         for block_id in ids:
             await self._dumper.discard_partial(block_id.tobytes())
-        self._known.discard(ids)
+        self._known.removed(ids)
 
     # ---- what happened
 
