@@ -107,7 +107,8 @@ static bool is_light(const struct chain *chain)
             bytes += request->length;
             break;
         case OP_OPEN:
-            if (request->offset & O_CREAT) {
+            /* With O_DIRECT it is a file on a disk, not a pipe whose opening waits for somebody. */
+            if ((request->offset & (O_CREAT | O_DIRECT)) != O_DIRECT) {
                 return false;
             }
             break;
