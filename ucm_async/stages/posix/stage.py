@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
@@ -56,7 +57,6 @@ class PosixStage(Stage):
         super().__init__(config, lower)
         self._layout = BlockLayout.of(config.block_size, config.shard_size)
         self._writes = BlockWrites(self._layout.shards, config.partial_blocks_max)
-        self._seeds = backend_seeds(tuple(config.storage_backends))
         self._backends: list[Backend] = []
         self._retired: set[asyncio.Task[None]] = set()
 
@@ -83,6 +83,9 @@ class PosixStage(Stage):
             raise
 
     async def _open_backends(self) -> None:
+        # A relative path needs the file system to be resolved.
+        paths = await asyncio.to_thread(lambda: tuple(map(os.path.abspath, self.config.storage_backends)))
+        self._seeds = backend_seeds(paths)
         self._backends = await asyncio.gather(
             *(asyncio.to_thread(self._open_one, path) for path in self.config.storage_backends)
         )
