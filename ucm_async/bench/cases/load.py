@@ -26,6 +26,7 @@ _POOL_THREADS: Final = 32
 _POOL_BLOCK_BYTES_MAX: Final = 128 << 10  # above, threads are no worse than anything else
 _GOALS: Final = {"registered": (0.95, 0.90), "unregistered": (0.85, 0.75)}  # at 1 MiB and more, and below
 _CPU_GOAL: Final = 2.0
+_SAME_FILES: Final = "C program on the store's files"
 
 
 async def measure(setting: Setting) -> list[Finding]:
@@ -48,6 +49,9 @@ async def _measure_shape(setting: Setting, shape: Shape) -> list[Finding]:
             try:
                 contestants = _stores(setting, store, ids, memories)
                 contestants |= await asyncio.to_thread(_references, setting, shape, folder / "files", opened)
+                if setting.reader is not None:
+                    await asyncio.to_thread(_link_blocks, folder / "store", folder / "same", ids)
+                    contestants[_SAME_FILES] = _reading(setting, shape, folder / "same")
                 measured = await alternate(contestants, setting.rounds)
             finally:
                 await asyncio.to_thread(opened.close)
@@ -70,13 +74,27 @@ def _stores(setting: Setting, store: Store, ids: U8, memories: dict[str, U8]) ->
 
 def _references(setting: Setting, shape: Shape, files: Path, opened: ExitStack) -> dict[str, Contestant]:
     found: dict[str, Contestant] = {}
-    if (reader := setting.reader) is not None:
-        found["C program"] = lambda _round: reader.read(
-            files, shape.block_bytes, shape.blocks, depth=setting.read_depth
-        )
+    if setting.reader is not None:
+        found["C program"] = _reading(setting, shape, files)
     if shape.block_bytes <= _POOL_BLOCK_BYTES_MAX:
         found["threads"] = _thread_pool(setting, shape, files, opened)
     return found
+
+
+def _reading(setting: Setting, shape: Shape, files: Path) -> Contestant:
+    async def read(_round: int) -> Sample:
+        assert setting.reader is not None
+        return await setting.reader.read(files, shape.block_bytes, shape.blocks, depth=setting.read_depth)
+
+    return read
+
+
+def _link_blocks(store: Path, links: Path, ids: U8) -> None:
+    """Number the store's own files for the C program: what differs then is not the file system's doing."""
+    paths = {path.name: path for path in store.glob("*/??/*")}
+    links.mkdir()
+    for number, block_id in enumerate(ids):
+        (links / f"{number:06d}").symlink_to(paths[block_id.tobytes().hex()].absolute())
 
 
 def _thread_pool(setting: Setting, shape: Shape, files: Path, opened: ExitStack) -> Contestant:
@@ -126,6 +144,8 @@ def _findings(shape: Shape, measured: Measured, costs: dict[str, float]) -> list
         what = f"{shape}, {name}"
         goal = (">=", goals[0] if shape.block_bytes >= 1 << 20 else goals[1])
         found.append(_against(measured, shape, what, name, "C program", rate, goal))
+        if _SAME_FILES in measured:
+            found.append(_against(measured, shape, what, name, _SAME_FILES, rate, None))
         found.append(_cpu(measured, what, name, costs[name]))
     if "threads" in measured:
         rate = measured.gb_per_s("registered", shape.block_bytes)
@@ -134,7 +154,7 @@ def _findings(shape: Shape, measured: Measured, costs: dict[str, float]) -> list
 
 
 def _against(
-    measured: Measured, shape: Shape, what: str, name: str, reference: str, rate: Spread, goal: tuple[str, float]
+    measured: Measured, shape: Shape, what: str, name: str, reference: str, rate: Spread, goal: tuple[str, float] | None
 ) -> Finding:
     if reference not in measured:
         return Finding("load", what, rate, "GB/s", reference, goal=goal)
