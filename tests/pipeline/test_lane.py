@@ -12,6 +12,7 @@ import pytest
 from tests.tasks.doubles import ROW_BYTES, make_task, slices_of
 from ucm_async.errors import WouldBlock
 from ucm_async.pipeline import Lane
+from ucm_async.pipeline.lane import LATE_BATCHES_MAX
 from ucm_async.tasks import SliceBatch, Task
 from ucm_async.types import Status
 
@@ -238,3 +239,86 @@ async def test_the_short_way_may_end_in_the_inbox(recorder: Recorder, room: bool
     await serve(lane, tasks)
     told = lane.statistics()
     assert (told.short_way, told.slices) == (0, len(tasks))
+
+
+class Hanging:
+    """A stage that never ends with a batch, until it is let go; batches of tasks in `fine` it serves at once."""
+
+    def __init__(self) -> None:
+        self.fine: list[Task] = []
+        self.inside = 0
+        self.let_go = asyncio.Event()
+
+    async def __call__(self, batch: SliceBatch) -> None:
+        if not any(one.task in self.fine for one in batch.slices):
+            self.inside += 1
+            await self.let_go.wait()
+        batch.report(np.arange(len(batch)), Status.OK)
+
+
+@pytest.fixture
+async def hanging() -> AsyncIterator[Hanging]:
+    yield Hanging()
+
+
+async def abandoned(lane: Lane, hanging: Hanging) -> Task:
+    """Put a task, and give it up when the stage hangs on it."""
+    before = hanging.inside
+    (task,) = put(lane, 1)
+    while hanging.inside == before:
+        await asyncio.sleep(0)
+    task.cancel()
+    return task
+
+
+async def test_a_batch_that_nobody_waits_for_does_not_hold_up_the_next(hanging: Hanging) -> None:
+    lane = lane_of(hanging)
+    async with anyio.create_task_group() as group:
+        lane.start(group)
+        for late in range(1, 6):
+            await abandoned(lane, hanging)
+            assert lane.statistics().late == late
+        hanging.fine = put(lane, 3)
+        for task in hanging.fine:
+            assert (await task).ok.all()
+        assert lane.statistics().running == 5
+        hanging.let_go.set()
+        while lane.statistics().running:
+            await asyncio.sleep(0)
+        assert lane.statistics().late == 0
+        hanging.fine = put(lane, 1)
+        assert (await hanging.fine[0]).ok.all()
+        group.cancel_scope.cancel()
+
+
+async def test_a_batch_that_one_task_still_waits_for_is_not_late(hanging: Hanging) -> None:
+    lane = lane_of(hanging)
+    first, second = put(lane, 2)
+    async with anyio.create_task_group() as group:
+        lane.start(group)
+        while not hanging.inside:
+            await asyncio.sleep(0)
+        first.cancel()
+        assert lane.statistics().late == 0
+        second.cancel()
+        assert lane.statistics().late == 1
+        group.cancel_scope.cancel()
+
+
+async def test_late_batches_are_bounded(hanging: Hanging) -> None:
+    """More of them hold up what comes after: nobody may hang a thousand batches on a dead disk."""
+    lane = lane_of(hanging)
+    async with anyio.create_task_group() as group:
+        lane.start(group)
+        for _ in range(LATE_BATCHES_MAX):
+            await abandoned(lane, hanging)
+        last = await abandoned(lane, hanging)
+        assert last.done()
+        assert lane.statistics().late == LATE_BATCHES_MAX
+        hanging.fine = put(lane, 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not hanging.fine[0].done()
+        hanging.let_go.set()
+        assert (await hanging.fine[0]).ok.all()
+        group.cancel_scope.cancel()
