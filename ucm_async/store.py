@@ -141,7 +141,7 @@ class Store(AsyncResource):
         await self._pipeline.first.flush()
         self._stop.set()
         if self._host is not None:
-            await self._host
+            await asyncio.wait([self._host])
         await self._pipeline.aclose()
 
     def _close_patience_s(self) -> float:

@@ -94,6 +94,7 @@ class Lane:
         self._inboxes: list[asyncio.Queue[Slice]] = [asyncio.Queue(depth) for _ in range(queues)]
         self._begin = begin
         self._slices = self._batches = self._running = self._dropped = self._short = self._late = 0
+        self._closed = False
         self._returning: set[asyncio.Task[None]] = set()
 
     def start(self, group: TaskGroup) -> None:
@@ -108,6 +109,9 @@ class Lane:
     def put_nowait(self, one: Slice, queue: int) -> None:
         """Put a slice into an inbox; `WouldBlock` if it is full. A small one may be served at once instead."""
         inbox = self._inboxes[queue]
+        if self._closed:
+            one.report_rest(Status.CLOSED)
+            return
         if (
             self._begin is not None
             and inbox.empty()
@@ -123,7 +127,10 @@ class Lane:
 
     async def put(self, one: Slice, queue: int) -> None:
         """Put a slice, waiting for room."""
-        await self._inboxes[queue].put(one)
+        inbox = self._inboxes[queue]
+        await inbox.put(one)
+        if self._closed:
+            self._close(inbox, deque())
 
     def _put_after_all(self, one: Slice, queue: int) -> None:
         """Queue a slice that could not be served on the short way."""
@@ -138,12 +145,24 @@ class Lane:
     async def _work(self, inbox: asyncio.Queue[Slice], todo: deque[SliceBatch]) -> None:
         """Serve an inbox until another worker has taken over; `todo` is handed over with it."""
         relieved = False
-        while not relieved:
-            if not todo:
-                slices = self._take(await inbox.get(), inbox)
-                todo.extend(make_batches(slices) if slices else ())
-                continue
-            relieved = await self._serve(todo.popleft(), inbox, todo)
+        try:
+            while not relieved:
+                if not todo:
+                    slices = self._take(await inbox.get(), inbox)
+                    todo.extend(make_batches(slices) if slices else ())
+                    continue
+                relieved = await self._serve(todo.popleft(), inbox, todo)
+        except asyncio.CancelledError:
+            self._close(inbox, todo)
+            raise
+
+    def _close(self, inbox: asyncio.Queue[Slice], todo: deque[SliceBatch]) -> None:
+        """Settle what no worker will serve: they are going."""
+        self._closed = True
+        while todo:
+            todo.popleft().report_rest(Status.CLOSED)
+        while not inbox.empty():
+            inbox.get_nowait().report_rest(Status.CLOSED)
 
     async def _serve(self, batch: SliceBatch, inbox: asyncio.Queue[Slice], todo: deque[SliceBatch]) -> bool:
         """Drive the stage with one batch; True if another worker has taken over meanwhile.

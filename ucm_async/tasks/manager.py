@@ -147,14 +147,18 @@ class TaskManager:
 
     async def _feed_waiting(self, lane: LaneName) -> None:
         waiting = self._waiting[lane]
-        while waiting:
-            one, queue = waiting[0]
-            if one.task.alive:
-                await self._sinks[lane].put(one, queue)
-            else:
-                one.report_rest(Status.CANCELLED)
-            waiting.popleft()
-        del self._feeders[lane]
+        try:
+            while waiting:
+                one, queue = waiting[0]
+                if one.task.alive:
+                    await self._sinks[lane].put(one, queue)
+                else:
+                    one.report_rest(Status.CANCELLED)
+                waiting.popleft()
+        finally:  # somebody may cancel every task of the loop, this one too
+            while waiting:
+                waiting.popleft()[0].report_rest(Status.CLOSED)
+            del self._feeders[lane]
 
     def _on_finished(self, task: Task) -> None:
         self._tasks.discard(task)

@@ -21,7 +21,7 @@ from .files import BlockFiles
 from .header import CHECKSUM_FROM, pack_headers, seal_headers
 from .known import KnownBlocks
 from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, patient, run_copies, status_of_errno
+from .transfer import DIRECT_ALIGN, Transfer, completed, patient, run_copies, status_of_errno
 from .writes import BlockWrite, BlockWrites
 
 __all__ = ["Dumper"]
@@ -288,7 +288,7 @@ class Dumper:
         table["opcode"][:, -2] = rq.OP_CLOSE | rq.FLAG_LINK
         chains.keep.append(self._files.put_commit(table[:, -1], ids, backend))
         table["opcode"][~completes, -1] = rq.OP_NOP
-        await self.transfer.engine.submit(table.reshape(-1), chains.steps)
+        await completed(self.transfer.engine.submit(table.reshape(-1), chains.steps))
         counts = self.transfer.counts
         counts["rows"] += len(writing.rows)
         counts["writes"] += len(writes)
@@ -395,19 +395,24 @@ class Dumper:
         empty = np.zeros(len(writing.writes), dtype=np.bool_)
         for g in bad:
             empty[g] = writes.close_if_empty(writing.writes[g], writing.wanted[g], self._written(writing, g))
-        if empty.any():
-            await self._files.unlink_own(writing.ids[empty], writing.backend[empty], self.transfer.pool)
+        try:
+            if empty.any():
+                await self._files.unlink_own(writing.ids[empty], writing.backend[empty], self.transfer.pool)
+        finally:
+            self._give_back(writing, empty)
+            self._report(writing)
+        await self._drop_surplus()
+
+    def _give_back(self, writing: _Writing, empty: Bools) -> None:
         for g, write in enumerate(writing.writes):
             if empty[g]:
-                writes.failed(write, writes.full, writes.full)
+                self._writes.failed(write, self._writes.full, self._writes.full)
             elif writing.failed[g]:
-                writes.failed(write, writing.wanted[g], self._written(writing, g))
+                self._writes.failed(write, writing.wanted[g], self._written(writing, g))
             elif writing.completes[g]:
-                writes.committed(write)
+                self._writes.committed(write)
             else:
-                writes.shards_in(write, writing.wanted[g])
-        self._report(writing)
-        await self._drop_surplus()
+                self._writes.shards_in(write, writing.wanted[g])
 
     def _written(self, writing: _Writing, g: int) -> int:
         """Return the shards that a failed group may have spoilt, a bit set."""
@@ -436,8 +441,10 @@ class Dumper:
         write = self._writes.close_idle(block_id)
         if write is not None:
             ids = np.frombuffer(block_id, dtype=np.uint8).reshape(1, -1)
-            await self._files.unlink_own(ids, choose_backend(ids, self._seeds), self.transfer.pool)
-            self._writes.failed(write, self._writes.full, self._writes.full)
+            try:
+                await self._files.unlink_own(ids, choose_backend(ids, self._seeds), self.transfer.pool)
+            finally:
+                self._writes.failed(write, self._writes.full, self._writes.full)
 
 
 def _failure(number: int) -> tuple[Status, StoreError]:

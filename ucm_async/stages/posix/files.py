@@ -14,6 +14,7 @@ from ...types import I64, U8, Bools
 from .backend import QUARANTINE, WRITER_FANOUT, WRITER_NAME_BYTES, Backend
 from .chains import addresses_of
 from .layout import block_paths, paths_below, subdirectories
+from .transfer import completed, kept
 
 __all__ = ["BlockFiles"]
 
@@ -91,8 +92,8 @@ class BlockFiles:
         """Sizes of committed files."""
         paths = block_paths(ids)
         requests = self._requests(rq.OP_STAT, backend, paths)
-        await pool.submit(requests, _STATS_A_JOB)
-        return _results(requests, paths)
+        await kept(pool.submit(requests, _STATS_A_JOB), paths)
+        return _results(requests)
 
     async def commit_in_new_homes(self, ids: U8, backend: I64, pool: Engine) -> I64:
         """Commit files whose directory is missing: make it, then rename."""
@@ -100,11 +101,11 @@ class BlockFiles:
         homes[:, 2] = 0  # cut "xx/…" to "xx"
         mkdirs = self._requests(rq.OP_MKDIR, backend, homes)
         mkdirs["length"] = 0o755
-        await pool.submit(mkdirs, 1)  # one that is there already is as good
+        await kept(pool.submit(mkdirs, 1), homes)  # one that is there already is as good
         renames = rq.new_requests(len(ids))
         paths = self.put_commit(renames, ids, backend)
-        await pool.submit(renames, 1)
-        result, made = _results(renames, homes, paths), mkdirs["result"]
+        await kept(pool.submit(renames, 1), paths)
+        result, made = _results(renames), mkdirs["result"]
         homeless = (result == -errno.ENOENT) & (made < 0) & (made != -errno.EEXIST)
         result[homeless] = made[homeless]
         return result
@@ -115,10 +116,9 @@ class BlockFiles:
         requests = rq.new_requests(len(ids) * 3)
         requests[0::3]["fd"] = self._dirfds[backend]
         requests[0::3]["address"] = addresses_of(paths)
-        result = await _run_syncs(requests, os.O_RDONLY, rq.OP_FDATASYNC, pool)
+        result = await _run_syncs(requests, os.O_RDONLY, rq.OP_FDATASYNC, pool, paths)
         fine = result == 0
         result[fine] = await self.sync_directories(ids[fine], backend[fine], pool)
-        del paths
         return result
 
     async def sync_directories(self, ids: U8, backend: I64, pool: Engine) -> I64:
@@ -134,47 +134,46 @@ class BlockFiles:
         requests = rq.new_requests(len(paths) * 3)
         requests[0::3]["fd"] = self._dirfds[np.concatenate((keys // 256, tops))]
         requests[0::3]["address"] = addresses_of(paths)
-        result = await _run_syncs(requests, os.O_RDONLY | os.O_DIRECTORY, rq.OP_FSYNC, pool)
-        del paths
+        result = await _run_syncs(requests, os.O_RDONLY | os.O_DIRECTORY, rq.OP_FSYNC, pool, paths)
         return np.minimum(result[mine], result[len(keys) + top])
 
     async def unlink_own(self, ids: U8, backend: I64, pool: Engine) -> I64:
-        """Remove this writer's files."""
+        """Remove this writer's files. A cancellation waits: the next write of the block has the same path."""
         paths = self._own_paths(ids, backend)
         requests = self._requests(rq.OP_UNLINK, backend, paths)
-        await pool.submit(requests, 1)
-        return _results(requests, paths)
+        await completed(pool.submit(requests, 1))
+        return _results(requests)
 
     async def unlink(self, ids: U8, backend: I64, pool: Engine) -> I64:
         """Remove committed files."""
         paths = block_paths(ids)
         requests = self._requests(rq.OP_UNLINK, backend, paths)
-        await pool.submit(requests, 1)
-        return _results(requests, paths)
+        await kept(pool.submit(requests, 1), paths)
+        return _results(requests)
 
     async def quarantine(self, ids: U8, backend: I64, pool: Engine) -> I64:
         """Set committed files aside, over what was set aside before under that name."""
         sources, targets = block_paths(ids), paths_below(QUARANTINE, ids)
         requests = self._requests(rq.OP_RENAME, backend, sources)
         requests["offset"] = addresses_of(targets)
-        await pool.submit(requests, 1)
-        return _results(requests, targets)
+        await kept(pool.submit(requests, 1), sources, targets)
+        return _results(requests)
 
 
-async def _run_syncs(requests: rq.Requests, flags: int, opcode: int, pool: Engine) -> I64:
-    """Open, sync, close; what is opened is filled in. Returns 0 or -errno for each."""
+async def _run_syncs(requests: rq.Requests, flags: int, opcode: int, pool: Engine, paths: U8) -> I64:
+    """Open, sync, close; what is opened, one of `paths`, is filled in. Returns 0 or -errno for each."""
     opens, syncs, closes = requests[0::3], requests[1::3], requests[2::3]
     opens["opcode"] = rq.OP_OPEN
     opens["offset"] = flags | os.O_CLOEXEC
     syncs["opcode"] = opcode | rq.FLAG_LINK
     closes["opcode"] = rq.OP_CLOSE | rq.FLAG_LINK
-    await pool.submit(requests, 3)
+    await kept(pool.submit(requests, 3), paths)
     result: I64 = np.where(opens["result"] < 0, opens["result"], syncs["result"])
     return result
 
 
-def _results(requests: rq.Requests, *alive: object) -> I64:
-    """Copy the results out; `alive` is what the requests pointed to until now."""
+def _results(requests: rq.Requests) -> I64:
+    """Copy the results out."""
     result: I64 = requests["result"].copy()
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from .files import BlockFiles
 from .header import CHECKSUM_FROM, check_headers, used_bytes
 from .known import KnownBlocks
 from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, patient, status_of_errno
+from .transfer import DIRECT_ALIGN, Transfer, completed, patient, status_of_errno
 
 __all__ = ["Loader"]
 
@@ -268,21 +269,28 @@ class Loader:
         if attempt == 0 and len(groups) <= CACHED_OPENS_MAX:
             table["opcode"][:, 0] |= rq.FLAG_CACHED
         done = self.transfer.engine.submit(table.reshape(-1), reading.chains.steps)
+        try:
+            return await self._hand_on(reading, groups, table["result"], done, last=attempt == ATTEMPTS_MAX - 1)
+        finally:
+            await completed(done)
+
+    async def _hand_on(
+        self, reading: _Reading, groups: I64, results: npt.NDArray[np.int64], done: asyncio.Future[None], *, last: bool
+    ) -> I64:
         waiting = np.ones(len(groups), dtype=np.bool_)
         again = np.zeros(len(groups), dtype=np.bool_)
         while True:
             everything = await patient(done, self._patience_s(reading.batch, len(groups)))
-            results = table["result"]
-            ready = waiting if everything else waiting & (results[:, -1] != rq.PENDING_RESULT)
+            ready = waiting if everything else waiting & (results != rq.PENDING_RESULT).all(axis=1)
             if ready.any():
                 at = np.flatnonzero(ready)
-                again[at] = await self._judge(reading, groups[at], results[at], last=attempt == ATTEMPTS_MAX - 1)
+                again[at] = await self._judge(reading, groups[at], results[at], last=last)
             if everything:
                 return groups[again]
             waiting &= ~ready
             if not reading.batch.live().any():
                 self._keep_only(reading, groups[waiting])
-                await done
+                await completed(done)
                 reading.batch.report(reading.rows, Status.CANCELLED)
                 return groups[:0]
 

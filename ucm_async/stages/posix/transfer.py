@@ -14,7 +14,7 @@ from ...engines.arena import Arena
 from ...native import execute
 from ...types import I64, U64, Status
 
-__all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "patient", "run_copies", "status_of_errno"]
+__all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "completed", "kept", "patient", "run_copies", "status_of_errno"]
 
 DIRECT_ALIGN: Final = 4096
 """What O_DIRECT asks of addresses, offsets and lengths. Many devices ask for less; no file system asks for more."""
@@ -71,7 +71,25 @@ async def run_copies(requests: rq.Requests, pool: Engine, chunk: int) -> None:
     if int(requests["length"].sum()) <= INLINE_COPY_BYTES_MAX:
         execute(requests)
     else:
-        await pool.submit(requests, chunk)
+        await completed(pool.submit(requests, chunk))
+
+
+async def completed(future: asyncio.Future[None]) -> None:
+    """Wait for a batch that works on slots, or on a caller's memory: a cancellation waits for it, too."""
+    cancellation: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is not None:
+        raise cancellation
+
+
+async def kept(future: asyncio.Future[None], *memory: object) -> None:
+    """Wait for a batch that works on `memory`, which lives until the batch is done, though the wait be cancelled."""
+    future.add_done_callback(lambda _: memory)
+    await asyncio.shield(future)
 
 
 async def patient(future: asyncio.Future[None], seconds: float) -> bool:
