@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+from typing import Any
 
 import numpy as np
 import pytest
 
 import ucm_async as ucm
 from ucm_async import Status
+from ucm_async.engines.requests import OP_STAT, OP_UNLINK
+from ucm_async.stages.posix.layout import block_paths
 from ucm_async.testing.faults import Fault
 
 from .conftest import Opener
@@ -270,3 +274,36 @@ async def test_shards_whose_task_ended_do_not_complete_a_block(store: ucm.Store)
         await check_blocks(store, ids)
         del first
     await quiet(store)
+
+
+@pytest.mark.parametrize("call", ["delete", "lookup"])
+async def test_a_cancelled_call_touches_no_other_block(store: ucm.Store, call: str) -> None:
+    """The path of a file operation must live as long as it may still begin: it might become another block's path."""
+    assert (await store.dump(IDS, None, content(IDS))).ok.all()
+    faults = inject(store)
+    unknown = ucm.block_ids(range(5000, 5040))
+    engine = faults.dump_files if call == "delete" else faults.load_files
+    hang = strike(HANG, OP_UNLINK if call == "delete" else OP_STAT)
+    addresses: list[int] = []
+
+    def remember(number: int, request: Any) -> Fault | None:
+        fault = hang(number, request)
+        if fault is not None:
+            addresses.append(int(request["address"]))
+        return fault
+
+    engine.plan = remember
+    for i in range(len(unknown)):
+        waiting = asyncio.ensure_future(getattr(store, call)(unknown[i : i + 1]))
+        await until(lambda i=i: engine.hanging > i)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    del waiting
+    others = [block_paths(IDS[i : i + 1]) for i in range(len(IDS))]  # memory of the same size, used again
+    paths = [one.tobytes() for one in block_paths(unknown)]
+    assert [ctypes.string_at(address, 36) for address in addresses] == paths
+    faults.stop()
+    await quiet(store)
+    del others
+    assert (await store.lookup(IDS)).all()
+    await check_blocks(store, IDS)

@@ -115,7 +115,7 @@ async def _awaiting(task: ucm.Task) -> ucm.TaskResult:
 
 def slow_down(faults: Faults, seed: int) -> None:
     """Delay some of the reads and writes, so that storms meet them half-way."""
-    rates = {Fault("delay", delay_s=0.005): 0.05, Fault("delay", delay_s=0.03): 0.02}
+    rates = {Fault("delay", delay_s=0.005): 0.2, Fault("delay", delay_s=0.03): 0.1}
     for engine, codes, plan in (
         (faults.load, READS, seeded(seed, rates)),
         (faults.dump, WRITES, seeded(seed + 1, rates)),
