@@ -143,8 +143,9 @@ def test_no_file_holds_up_the_driving_thread(driver: Any, fifo: Fifo, tmp_path: 
         tokens += reap(driver)
     blocks.check(table)
     if "odd" not in tokens:  # a helper waits; or the kernel cannot open without a disk
-        os.close(os.open(fifo.path, os.O_RDWR))
+        other_end = os.open(fifo.path, os.O_RDWR)
         assert reap(driver) == ["odd"]
+        os.close(other_end)
     assert results(odd)[1:] == [0, 0]
     assert open_descriptors() == before
 
