@@ -2,7 +2,7 @@
 
 writer      dumps blocks for ever, or `count` of them, in several tasks at once, whole and in shards; says what is done
 reader      answers each line of hex ids on stdin with one 0 or 1 an id: what lookup and a load say of them
-forgetful   leaves a store open with loads and dumps under way, and ends
+forgetful   leaves stores open with loads and dumps under way, and ends; a few times over
 """
 
 from __future__ import annotations
@@ -76,17 +76,23 @@ async def read(about: dict[str, Any]) -> None:
             say("".join("1" if a and b else "0" for a, b in zip(found.tolist(), right.tolist(), strict=True)))
 
 
-async def forget(about: dict[str, Any]) -> None:
+def forget(about: dict[str, Any]) -> None:
+    """Let several loops end one after another, and the process with the last."""
+    for n, run in enumerate((asyncio.run, ucm.run) * about["pairs"]):
+        run(_forget_one(about, n * 0.0005))
+
+
+async def _forget_one(about: dict[str, Any], wait_s: float) -> None:
     """End with everything under way: no aclose, no await."""
     store = await ucm.open_store("Posix", **keys(about["directory"], **about.get("keys", {})))
     size = store.config.block_size
     ids = ucm.block_ids(range(40))
     (await store.dump(ids, None, content(ids, size))).raise_for_failures()
-    more = ucm.block_ids(range(1000, 1020))
+    await store.delete(more := ucm.block_ids(range(1000, 1020)))
     out, source = poisoned(len(ids), size), content(more, size)
     tasks = [store.load(ids[i : i + 4], None, out[i : i + 4]) for i in range(0, 40, 4)]
     tasks += [store.dump(more[i : i + 4], None, source[i : i + 4]) for i in range(0, 20, 4)]
-    await asyncio.sleep(about["wait_s"])
+    await asyncio.sleep(wait_s)
     say(str(sum(task.done() for task in tasks)))
 
 
@@ -96,5 +102,8 @@ def say(line: str) -> None:
 
 if __name__ == "__main__":
     role, about = sys.argv[1], json.loads(sys.argv[2])
-    main = {"writer": write, "reader": read, "forgetful": forget}[role]
-    (ucm.run if about.get("loop") == "uvloop" else asyncio.run)(main(about))
+    if role == "forgetful":
+        forget(about)
+    else:
+        main = {"writer": write, "reader": read}[role]
+        (ucm.run if about.get("loop") == "uvloop" else asyncio.run)(main(about))

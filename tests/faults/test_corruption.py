@@ -23,6 +23,7 @@ from ucm_async.stages.posix.layout import BlockLayout
 from .conftest import Opener
 from .support import (
     BLOCK,
+    ENGINES,
     SHARD,
     SHARDS,
     Array,
@@ -44,10 +45,10 @@ LAYOUT = BlockLayout.of(BLOCK, SHARD)
 COVERED_HEADER = used_bytes(SHARDS)
 
 
-@pytest_asyncio.fixture(params=["psync", "aio", "uring"])
-async def stored(open_store: Opener, request: pytest.FixtureRequest) -> ucm.Store:
-    """A store with every block of `IDS`, once on each engine; the sweeps below are on the one that is chosen here."""
-    store: ucm.Store = await open_store(io_engine=request.param)
+@pytest_asyncio.fixture
+async def stored(open_store: Opener) -> ucm.Store:
+    """A store with every block of `IDS`."""
+    store: ucm.Store = await open_store()
     assert (await store.dump(IDS, None, content(IDS))).ok.all()
     return store
 
@@ -83,6 +84,26 @@ async def expect_miss_and_new_dump(store: ucm.Store, is_bad: Array) -> None:
 async def test_a_flipped_bit_in_a_shard(stored: ucm.Store, shard: int) -> None:
     flip(path_of(home(stored), IDS[3]), LAYOUT.header_bytes + shard * SHARD + 5, bit=3)
     await expect_corrupt_once(stored, IDS[3], f"shard {shard}")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("damage", ["flip", "cut", "one by one"])
+async def test_on_each_engine(open_store: Opener, engine: str, damage: str) -> None:
+    """Whoever reads it; and on the short way that a load of one small block may take."""
+    store = await open_store(io_engine=engine)
+    assert (await store.dump(IDS, None, content(IDS))).ok.all()
+    path = path_of(home(store), IDS[3])
+    if damage == "cut":
+        os.truncate(path, LAYOUT.file_bytes // 2)
+    else:
+        flip(path, LAYOUT.header_bytes + SHARD)
+    if damage == "one by one":
+        for i in range(len(IDS)):
+            allowed = (Status.CORRUPT,) if i == 3 else (Status.OK,)
+            await check_blocks(store, IDS[i : i + 1], allowed)
+        await expect_miss_and_new_dump(store, (IDS[3] == IDS).all(axis=1))
+    else:
+        await expect_corrupt_once(store, IDS[3])
 
 
 @pytest.mark.parametrize("offset", [0, 7, 8, 11, 12, COVERED_HEADER - 1])

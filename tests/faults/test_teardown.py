@@ -17,7 +17,7 @@ from .processes import child, finish
 from .support import ENGINES, check_blocks, content, descriptors_below, home, keys, poisoned, quiet, temporary, writers
 
 IDS = ucm.block_ids(range(12))
-FORGETFUL_RUNS = 6
+FORGETFUL_PAIRS = 4
 
 
 def root_of(directory: Path) -> Path:
@@ -82,14 +82,13 @@ async def _open(directory: Path) -> ucm.Store:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_forgotten_store_does_no_harm(tmp_path: Path, engine: str, loop: str) -> None:
-    """The process ends with reads and copies under way: no crash, and the next store tidies up."""
-    about = {"directory": str(tmp_path), "loop": loop, "keys": {"io_engine": engine, "block_size": 1 << 20}}
-    for n in range(FORGETFUL_RUNS):
-        with child("forgetful", wait_s=n * 0.0005, **about) as process:
-            (done,) = finish(process)
-            assert int(done) < 15  # otherwise nothing was under way
+def test_a_forgotten_store_does_no_harm(tmp_path: Path, engine: str) -> None:
+    """The loop, and then the process, ends with reads and copies under way: no crash, and the next store tidies up."""
+    about = {"pairs": FORGETFUL_PAIRS, "keys": {"io_engine": engine, "block_size": 1 << 20}}
+    with child("forgetful", directory=str(tmp_path), **about) as process:
+        done = [int(line) for line in finish(process)]
+    assert len(done) == 2 * FORGETFUL_PAIRS
+    assert min(done) < 15  # otherwise nothing was under way
     asyncio.run(check_tidy(tmp_path))
 
 
