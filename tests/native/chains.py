@@ -30,24 +30,26 @@ AT_FDCWD = -100
 
 
 class Blocks:
-    """Files of `size` random bytes, and chains that open, read, check, copy and close each.
+    """Files of `size` random bytes, and chains that open, read, check, copy and close each; `times` of them each.
 
     Attributes
     ----------
     contents
-        uint8, shape (n, size): what is in the files.
+        uint8, shape (n, size): what is in the file of each chain; n is the number of files times `times`.
     slots, targets
         uint8, shape (n, size): where the chains read to, and copy to.
     """
 
-    def __init__(self, folder: Path, count: int, size: int, flags: int = os.O_RDONLY) -> None:
+    def __init__(self, folder: Path, count: int, size: int, flags: int = os.O_RDONLY, times: int = 1) -> None:
         self.size, self.flags = size, flags
-        self.contents = noise(count * size, count).reshape(count, size)
-        self.slots: U8 = aligned(count * size).reshape(count, size)
+        contents = noise(count * size, count).reshape(count, size)
+        self.contents = np.tile(contents, (times, 1))
+        self.slots: U8 = aligned(self.contents.size).reshape(self.contents.shape)
         self.targets = np.zeros_like(self.contents)
         self.paths = [folder / f"block{i}" for i in range(count)]
-        for path, content in zip(self.paths, self.contents, strict=True):
+        for path, content in zip(self.paths, contents, strict=True):
             path.write_bytes(content.tobytes())
+        self.paths *= times
         self._kept: list[Any] = []
 
     def chains(self, gate: int = 0) -> Requests:

@@ -271,13 +271,11 @@ def test_a_failure_stops_nothing_but_what_asks_for_it(context: Any, file: int, p
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_thousand_chains_at_depth_one(kind: str, tmp_path: Path) -> None:
     context = MAKERS[kind](1)
-    blocks = Blocks(tmp_path, 50, 1_000)
+    blocks = Blocks(tmp_path, 50, 1_000, times=20)
     before = open_descriptors()
-    chains = blocks.chains()
-    table = np.concatenate([chains] * 20)
+    table = blocks.chains()
     run(context, table.reshape(-1), STEPS)
-    for start in range(0, 1_000, 50):
-        blocks.check(table[start : start + 50])
+    blocks.check(table)
     assert open_descriptors() == before
     context.close()
 
@@ -298,29 +296,28 @@ def test_wrong_lengths(context: Any, wrong: Any) -> None:
     assert run(context, new_requests(4), 4) == [0] * 4
 
 
-def test_batches_of_all_lengths_at_once(context: Any, file: int, data: Any, blocks: Blocks) -> None:
+def test_batches_of_all_lengths_at_once(context: Any, file: int, data: Any, tmp_path: Path) -> None:
     memory = np.zeros((10, 2_000), np.uint8)
-    tables = []
+    blocks = Blocks(tmp_path, 20, 10_000, times=10)
+    table = blocks.chains()
     for i in range(10):
         plain = reads(file, memory[i], 100, [2_000 * i + 100 * k for k in range(20)])
         context.submit(plain, ("plain", i), 1 + i % 3)
-        tables.append(blocks.chains())
-        context.submit(tables[-1].reshape(-1), ("chains", i), STEPS)
+        context.submit(table[20 * i : 20 * i + 20].reshape(-1), ("chains", i), STEPS)
     tokens = reap(context, 20)
     assert sorted(tokens) == [(kind, i) for kind in ("chains", "plain") for i in range(10)]
     assert np.array_equal(memory.reshape(-1), data[:20_000])
-    for table in tables:
-        blocks.check(table)
+    blocks.check(table)
 
 
-def test_close_finishes_what_was_submitted(context: Any, blocks: Blocks) -> None:
+def test_close_finishes_what_was_submitted(context: Any, tmp_path: Path) -> None:
     before = open_descriptors() - 1  # the context's own eventfd goes
-    tables = [blocks.chains() for _ in range(20)]
-    for i, table in enumerate(tables):
-        context.submit(table.reshape(-1), i, STEPS)
+    blocks = Blocks(tmp_path, 20, 10_000, times=20)
+    table = blocks.chains()
+    for i in range(20):
+        context.submit(table[20 * i : 20 * i + 20].reshape(-1), i, STEPS)
     assert sorted(context.close()) == list(range(20))
-    for table in tables:
-        blocks.check(table)
+    blocks.check(table)
     assert open_descriptors() <= before
 
 
