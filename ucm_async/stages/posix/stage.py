@@ -38,7 +38,7 @@ DUMP_POOL_THREADS: Final = 4
 HEAD_SLOTS: Final = 1024
 """Blocks of registered memory that a lane has under way."""
 
-SEGMENT_MIN: Final = 64
+SEGMENT_MIN: Final = 256
 SEGMENT_MAX: Final = 2048
 """Ids that a prefix lookup asks for at a time: the first miss is often early, so begin small and double."""
 
