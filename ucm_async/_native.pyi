@@ -122,7 +122,8 @@ class Driver:
 
     One thread submits transfers and takes completions, so a kernel that blocks in submission (io_submit of writes that extend a file)
     delays the other transfers, and nobody else. `threads` helpers run what is no transfer. While one of them is held up (an open
-    that waits), the others go on. Up to ``2 * (depth + threads)`` chains are under way, and so may have a file open.
+    that waits), the others go on. What takes less time than waking a helper, that one thread does itself: opens of O_DIRECT files that
+    need no disk, closes, copies and checksums of up to 128 KiB. Up to ``2 * (depth + threads)`` chains are under way, and so may have a file open.
     ``fileno()`` becomes readable once a batch is finished, not once a transfer is.
     """
 

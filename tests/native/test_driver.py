@@ -129,12 +129,13 @@ def test_one_batch_does_not_wait_for_the_chains_of_another(driver: Any, fifo: Fi
     assert kept
 
 
-@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_NONBLOCK])
-def test_no_file_holds_up_the_driving_thread(driver: Any, fifo: Fifo, tmp_path: Path, flags: int) -> None:
+@pytest.mark.parametrize("more", [0, os.O_DIRECT, os.O_NONBLOCK])
+@pytest.mark.parametrize("access", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+def test_no_file_holds_up_the_driving_thread(driver: Any, fifo: Fifo, tmp_path: Path, access: int, more: int) -> None:
     """It opens files itself where that takes no disk. A FIFO takes none, but may take for ever."""
     blocks = Blocks(tmp_path, 20, 5_000)
     before = open_descriptors()
-    odd = fifo.chain(flags)
+    odd = fifo.chain(access | more)
     driver.submit(odd, "odd", 3)
     table = blocks.chains()
     driver.submit(table.reshape(-1), "blocks", STEPS)
@@ -146,17 +147,23 @@ def test_no_file_holds_up_the_driving_thread(driver: Any, fifo: Fifo, tmp_path: 
         other_end = os.open(fifo.path, os.O_RDWR)
         assert reap(driver) == ["odd"]
         os.close(other_end)
-    assert results(odd)[1:] == [0, 0]
+    assert results(odd)[1:] == [0 if odd["result"][0] >= 0 else -errno.ECANCELED, 0]
     assert open_descriptors() == before
 
 
 def test_descriptors_have_the_flags_that_were_asked_for(driver: Any, path: Path) -> None:
+    os.close(open_direct(path))
+    seen = os.O_NONBLOCK | os.O_APPEND | os.O_DIRECT | os.O_ACCMODE
     for flags in (os.O_RDONLY, os.O_RDWR | os.O_APPEND, os.O_RDONLY | os.O_NONBLOCK):
         kept, address = c_path(str(path))
-        (fd,) = run(driver, request(OP_OPEN, fd=AT_FDCWD, address=address, offset=flags))
-        assert fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_NONBLOCK | os.O_APPEND | os.O_ACCMODE) == flags
-        assert not os.get_inheritable(fd)
-        os.close(fd)
+        opens = [request(OP_OPEN, fd=AT_FDCWD, address=address, offset=flags | more) for more in (0, os.O_DIRECT)]
+        buffered, direct = run(driver, join(*opens))
+        assert fcntl.fcntl(buffered, fcntl.F_GETFL) & seen == flags
+        assert fcntl.fcntl(direct, fcntl.F_GETFL) & seen == flags | os.O_DIRECT
+        assert not os.get_inheritable(buffered)
+        assert not os.get_inheritable(direct)
+        os.close(buffered)
+        os.close(direct)
         assert kept
 
 
