@@ -118,9 +118,12 @@ class _Piece:
         self.target, self.source, self.size, self.value = target, source, size, value
 
     def __call__(self) -> None:
-        if self.source is not None:
-            ctypes.memmove(self.target, self.source, self.size)
-        self.value = crc32c(view_of(self.target, self.size), self.value)
+        if self.source is None:
+            self.value = crc32c(view_of(self.target, self.size), self.value)
+            return
+        octets = ctypes.string_at(self.source, self.size)  # what is copied is what is summed, whoever writes meanwhile
+        ctypes.memmove(self.target, octets, self.size)
+        self.value = crc32c(octets, self.value)
 
 
 def _read(fd: int, offset: int, address: int, length: int) -> int:
