@@ -42,15 +42,17 @@ class TestPsync(PosixKeys, PersistentStoreSuite):
     engine = "psync"
 
 
-class TestAio(PosixKeys, BytesTests, PersistenceTests):
-    """Where the engine matters; the kernel takes a tenth of a second to free its contexts."""
-
-    engine = "aio"
+class TestAuto(PosixKeys, PersistentStoreSuite):
+    engine = "auto"
 
 
-class TestUring(PosixKeys, PersistentStoreSuite):
+class TestUring(PosixKeys, BytesTests, PersistenceTests):
+    """What the engine has a part in; the rest would be the same tests again."""
+
     engine = "uring"
 
 
-class TestAuto(PosixKeys, PersistentStoreSuite):
-    engine = "auto"
+class TestAio(PosixKeys, BytesTests, PersistenceTests):
+    """As for uring; and the kernel takes a tenth of a second to free each of its contexts."""
+
+    engine = "aio"
