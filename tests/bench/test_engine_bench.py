@@ -41,17 +41,19 @@ async def test_latency_case_measures_a_real_store(tmp_path: Path) -> None:
     assert {"registered", "preadv"} <= set(found[0].detail or {})
 
 
+_MEMORIES = ("registered", "unregistered")
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize("per_call", [None, 4])
 async def test_loads_and_dumps_are_compared_with_a_c_program(tmp_path: Path, per_call: int | None) -> None:
     program = LimitProgram(await asyncio.to_thread(compile_limit), direct=False)
     setting = small(tmp_path, per_call=per_call, direct=False, reader=program, creator=program)
     loads = await run_case("load", setting)
+    programs = ("C program", "C program on the store's files")
+    shapes = ("3 x 1 MiB", "10 x 64 KiB")
     assert {(one.what, one.reference) for one in loads if one.unit == "GB/s"} == {
-        ("3 x 1 MiB, registered", "C program"),
-        ("3 x 1 MiB, unregistered", "C program"),
-        ("10 x 64 KiB, registered", "C program"),
-        ("10 x 64 KiB, unregistered", "C program"),
+        *((f"{shape}, {name}", program) for shape in shapes for name in _MEMORIES for program in programs),
         ("10 x 64 KiB, registered", "threads"),
     }
     dumps = await run_case("dump", setting)
@@ -86,7 +88,7 @@ def test_command_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
     told = json.loads(capsys.readouterr().out)
     assert code == 0
-    assert [one["case"] for one in told["findings"]] == ["lookup"] * 4 + ["load"] * 5
+    assert [one["case"] for one in told["findings"]] == ["lookup"] * 4 + ["load"] * 7
     assert told["setting"]["rounds"] == 1
 
 
