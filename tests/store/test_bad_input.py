@@ -288,7 +288,7 @@ class TestOpening:
         with pytest.raises(ConfigError, match=f"storage_backends: '{backend}': {message}; it must be a"):
             await open_store("Posix", **KEYS, storage_backends=[str(backend)])
         assert everything_below(tmp_path) == before
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert len(os.listdir("/proc/self/fd")) <= descriptors  # what earlier tests left may go meanwhile
 
     async def test_no_directory(self) -> None:
         with pytest.raises(ConfigError, match="storage_backends: empty, Posix needs at least one directory"):
@@ -303,7 +303,7 @@ class TestOpening:
         descriptors = len(os.listdir("/proc/self/fd"))
         with pytest.raises(ConfigError, match="staging_buffer_gb: 4096"):
             await open_store("Posix", **(KEYS | {"staging_buffer_gb": 4096}), storage_backends=[str(tmp_path)])
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert len(os.listdir("/proc/self/fd")) <= descriptors  # what earlier tests left may go meanwhile
         assert [path for path in tmp_path.glob("*/writers/*") if path.is_dir()] == []
 
     @pytest.mark.parametrize(
