@@ -52,7 +52,7 @@ class TestUring(PosixKeys, BytesTests, PersistenceTests):
     engine = "uring"
 
 
-class TestAio(PosixKeys, BytesTests, PersistenceTests):
-    """As for uring; and the kernel takes a tenth of a second to free each of its contexts."""
+class TestAio(PosixKeys, BytesTests):
+    """Bytes only: the kernel takes a tenth of a second to free each of its contexts."""
 
     engine = "aio"
