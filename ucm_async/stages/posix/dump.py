@@ -267,14 +267,18 @@ class Dumper:
         slots[writing.slots[whole], headers.shape[1] : self._layout.header_bytes] = 0
 
     async def _move(self, writing: _Writing) -> None:
-        """Run a chain for each block: open, write, and, if it becomes whole, sync if asked to, close and commit."""
+        """Run a chain for each block: open, reserve, write, and, if it becomes whole, sync if asked to, close and commit.
+
+        The space is reserved at its exact size: ext4 rounds what a write asks for up to a power of two, and blocks with
+        holes between them read at three quarters of the speed.
+        """
         fine = np.flatnonzero(writing.failed == 0)
         if not len(fine):
             return
         writes, owner, wanted, vectors = self._plan_direct(writing) if writing.direct else self._plan_slots(writing)
         place, width = rank_in_group(np.searchsorted(fine, owner), len(fine))
         owner = np.searchsorted(fine, owner)
-        chains = ChainTable(len(fine), width + 4)
+        chains = ChainTable(len(fine), width + 5)
         table = chains.table
         ids, backend, completes = writing.ids[fine], writing.backend[fine], writing.completes[fine]
         # A shard that is no whole number of pages cannot be written alone with O_DIRECT.
@@ -282,7 +286,10 @@ class Dumper:
         direct = np.array([aligned or writing.wanted[g] == self._writes.full for g in fine.tolist()], dtype=np.bool_)
         chains.keep += (vectors, self._files.put_open_to_write(table[:, 0], ids, backend, direct))
         writes["opcode"] |= rq.FLAG_LINK
-        table[owner, 1 + place] = writes
+        reserve = table[:, 1]
+        reserve["opcode"] = rq.OP_FALLOCATE | rq.FLAG_LINK
+        reserve["length"] = self._layout.file_bytes
+        table[owner, 2 + place] = writes
         if writing.batch.durability == "synced":
             table["opcode"][:, -3] = rq.OP_FDATASYNC | rq.FLAG_LINK | rq.FLAG_IF_WELL
         table["opcode"][:, -2] = rq.OP_CLOSE | rq.FLAG_LINK
@@ -301,8 +308,8 @@ class Dumper:
         """Read off what became of each chain."""
         writing.commits = np.zeros(len(writing.ids), dtype=np.int64)
         writing.commits[fine] = results[:, -1]
-        moved = results[:, 1:-3]
-        well = (results[:, 0] >= 0) & (moved == wanted).all(axis=1) & (results[:, -3] >= 0)
+        moved = results[:, 2:-3]
+        well = (results[:, :2] >= 0).all(axis=1) & (moved == wanted).all(axis=1) & (results[:, -3] >= 0)
         for i in np.flatnonzero(~well).tolist():
             errors = [number for number in results[i, :-2].tolist() if number < 0 and number != -errno.ECANCELED]
             # A write that came back short without an error met the end of the space.
