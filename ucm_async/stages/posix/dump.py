@@ -267,7 +267,7 @@ class Dumper:
         slots[writing.slots[whole], headers.shape[1] : self._layout.header_bytes] = 0
 
     async def _move(self, writing: _Writing) -> None:
-        """Run a chain for each block: open, reserve, write, and, if it becomes whole, sync if asked to, close and commit.
+        """Run a chain for each block: open, reserve, write, and if it becomes whole sync (if asked), close and commit.
 
         The space is reserved at its exact size: ext4 rounds what a write asks for up to a power of two, and blocks with
         holes between them read at three quarters of the speed.

@@ -26,6 +26,10 @@ from .transfer import DIRECT_ALIGN, Transfer, completed, patient, status_of_errn
 
 __all__ = ["Loader"]
 
+DIRECT_ROW_BYTES_MIN: Final = 256 << 10
+"""Smaller rows are read into slots, which are registered with the ring, and copied in the pass that checks them: that
+takes less time than pinning a caller's pages for each read."""
+
 READ_GAP_BYTES: Final = 32 << 10
 """Bytes read along between two ranges of one file: at 2 GB/s they cost what a second request does."""
 
@@ -112,7 +116,7 @@ class Loader:
         rows = np.flatnonzero(live)
         if len(rows) < len(live):
             batch.report(~live, Status.CANCELLED)  # their task has settled: nobody sees this
-        arena = self.transfer.slots_for(batch)
+        arena = self.transfer.slots_for(batch, DIRECT_ROW_BYTES_MIN)
         step = max(1, arena.slots // 2)  # a group needs a slot, there are no more groups than rows, and others wait too
         spoilt: list[int] = []
         for start in range(0, len(rows), step):
