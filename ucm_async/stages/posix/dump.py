@@ -17,7 +17,7 @@ from ...engines.waits import completed, patient, run_copies
 from ...errors import BackendIOError, NoSpaceError, StoreError
 from ...native import execute
 from ...tasks import cut_row, group_rows, rank_in_group
-from ...types import I64, U8, U64, Bools, Status
+from ...types import BLOCK_ID_BYTES, I64, U8, U64, Bools, Status
 from .files import BlockFiles
 from .header import CHECKSUM_FROM, pack_headers, seal_headers
 from .known import KnownBlocks
@@ -180,13 +180,15 @@ class Dumper:
     def _claim(self, batch: Batch, rows: I64) -> tuple[_Writing | None, I64]:
         """Claim what nobody else is writing; the second value is the rows of what somebody is."""
         first, group = group_rows(batch.ids[rows])
-        ends = np.append(first[1:], len(rows))
+        names = batch.ids[rows[first]].tobytes()
+        shards = batch.shards[rows].tolist()
+        bounds = [*first.tolist(), len(rows)]
         mine = np.zeros(len(first), dtype=np.bool_)
         writes: list[BlockWrite] = []
         wanted: list[int] = []
-        for g, (start, end) in enumerate(zip(first.tolist(), ends.tolist(), strict=True)):
-            bits = self._writes.bits(batch.shards[rows[start:end]])
-            write = self._writes.claim(batch.ids[rows[start]].tobytes(), bits)
+        for g in range(len(first)):
+            bits = self._writes.bits(shards[bounds[g] : bounds[g + 1]])
+            write = self._writes.claim(names[BLOCK_ID_BYTES * g : BLOCK_ID_BYTES * (g + 1)], bits)
             if write is not None:
                 mine[g] = True
                 writes.append(write)
@@ -412,12 +414,13 @@ class Dumper:
         await self._drop_surplus()
 
     def _give_back(self, writing: _Writing, empty: Bools) -> None:
-        for g, write in enumerate(writing.writes):
-            if empty[g]:
+        outcomes = zip(empty.tolist(), writing.failed.tolist(), writing.completes.tolist(), strict=True)
+        for g, (write, (gone, failed, completes)) in enumerate(zip(writing.writes, outcomes, strict=True)):
+            if gone:
                 self._writes.failed(write, self._writes.full, self._writes.full)
-            elif writing.failed[g]:
+            elif failed:
                 self._writes.failed(write, writing.wanted[g], self._written(writing, g))
-            elif writing.completes[g]:
+            elif completes:
                 self._writes.committed(write)
             else:
                 self._writes.shards_in(write, writing.wanted[g])
