@@ -19,15 +19,16 @@ from typing import Final
 import numpy as np
 
 from ...abc import SmallLoad
+from ...blocks.header import CHECKSUM_FROM, HEADER, header_template, used_bytes
+from ...blocks.layout import BlockLayout
+from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...engines.arena import Arena
 from ...native import block_paths
 from ...types import U8, U64
 from .backend import Backend
-from .header import CHECKSUM_FROM, HEADER, header_template, used_bytes
 from .known import KnownBlocks
-from .layout import PATH_BYTES, BlockLayout, choose_backend
-from .transfer import Transfer
+from .layout import PATH_BYTES, choose_backend
 
 __all__ = ["ExpressLoads"]
 
