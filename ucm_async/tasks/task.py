@@ -134,6 +134,11 @@ class Task:
         return self._result is None
 
     @property
+    def awaited(self) -> bool:
+        """True while somebody waits for the task."""
+        return bool(self._waiters)
+
+    @property
     def gate_address(self) -> int:
         """For ``REQUEST.gate``: nothing is copied, and nothing is begun, once it is closed."""
         return self._gate.address
