@@ -16,7 +16,7 @@ import numpy as np
 
 from ..abc import Engine
 from ..errors import StoreClosedError
-from .requests import OP_COPY, OP_MASK, OP_READ, OP_WRITEV, Requests
+from .requests import OP_COPY, OP_MASK, OP_MOVE, OP_READ, OP_WRITEV, Requests
 
 __all__ = ["FEW", "Context", "ContextEngine"]
 
@@ -136,7 +136,7 @@ class ContextEngine(Engine):
         good = results >= 0
         self._errors += len(results) - int(np.count_nonzero(good))
         self._bytes += int(results.sum(where=good & (codes >= OP_READ) & (codes <= OP_WRITEV)))
-        self._bytes += int(requests["length"].sum(where=good & (codes == OP_COPY)))
+        self._bytes += int(requests["length"].sum(where=good & ((codes == OP_COPY) | (codes == OP_MOVE))))
 
     def _count_few(self, requests: Requests) -> None:
         fields = (requests[name].tolist() for name in ("opcode", "length", "result"))
@@ -146,7 +146,7 @@ class ContextEngine(Engine):
                 self._errors += 1
             elif OP_READ <= code <= OP_WRITEV:
                 self._bytes += result
-            elif code == OP_COPY:
+            elif code in (OP_COPY, OP_MOVE):
                 self._bytes += length
 
     async def aclose(self) -> None:
