@@ -159,11 +159,11 @@ async def test_a_pool_counts_bytes_of_data_and_copies_only(tmp_path: Any, times:
     (tmp_path / "file").write_bytes(b"x" * 50)
     fd = os.open(tmp_path / "file", os.O_RDONLY)
     requests = new_requests(5)
-    requests["opcode"] = [OP_COPY, OP_CHECKSUM, OP_STAT, OP_READ, OP_MOVE]
+    requests["opcode"] = [OP_COPY, OP_CHECKSUM, OP_STAT, OP_MOVE, OP_READ]
     requests["address"] = [target.ctypes.data, source.ctypes.data, path.ctypes.data] + [target.ctypes.data] * 2
-    requests["offset"] = [source.ctypes.data, 0, 0, 0, source.ctypes.data]
-    requests["length"] = [1000, 1000, 0, 50, 70]
-    requests["fd"] = [-1, -1, -1, fd, -1]
+    requests["offset"] = [source.ctypes.data, 0, 0, source.ctypes.data, 0]
+    requests["length"] = [1000, 1000, 0, 70, 50]
+    requests["fd"] = [-1, -1, -1, -1, fd]
     requests = np.tile(requests, times)
     async with make_pool(2, "test") as pool:
         await pool.submit(requests, 5)
