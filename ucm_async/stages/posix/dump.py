@@ -12,16 +12,17 @@ import numpy.typing as npt
 from ...abc import Batch
 from ...engines import requests as rq
 from ...engines.arena import Arena
+from ...engines.chains import ChainTable, addresses_of, copy_requests
+from ...engines.waits import completed, patient, run_copies
 from ...errors import BackendIOError, NoSpaceError, StoreError
 from ...native import execute
-from ...tasks import cut_row
+from ...tasks import cut_row, group_rows, rank_in_group
 from ...types import I64, U8, U64, Bools, Status
-from .chains import ChainTable, addresses_of, copy_requests, rank_in_group
 from .files import BlockFiles
 from .header import CHECKSUM_FROM, pack_headers, seal_headers
 from .known import KnownBlocks
-from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, completed, patient, run_copies, status_of_errno
+from .layout import BlockLayout, choose_backend, merge_ranges
+from .transfer import DIRECT_ALIGN, Transfer, status_of_errno
 from .writes import BlockWrite, BlockWrites
 
 __all__ = ["Dumper"]
