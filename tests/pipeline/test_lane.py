@@ -224,6 +224,20 @@ async def test_the_short_way_is_taken_only_by_what_is_small_and_alone(recorder: 
     assert (told.slices, told.short_way, told.batches) == (3, 1, 1)
 
 
+async def test_a_stage_says_what_is_small(recorder: Recorder) -> None:
+    offered: list[int] = []
+
+    def begin(one, otherwise) -> bool:  # type: ignore[no-untyped-def]
+        offered.append(one.nbytes)
+        return False
+
+    for rows in (4, 3):
+        lane = Lane("test", recorder, queues=1, depth=10, batch_bytes=1 << 20, begin=begin)
+        lane.short_way_bytes_max = 3 * ROW_BYTES
+        await serve(lane, put(lane, 1, rows=rows))
+    assert offered == [3 * ROW_BYTES]
+
+
 @pytest.mark.parametrize("room", [True, False])
 async def test_the_short_way_may_end_in_the_inbox(recorder: Recorder, room: bool) -> None:
     back: list[Callable[[], None]] = []
