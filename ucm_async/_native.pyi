@@ -169,8 +169,10 @@ class Driver:
 class Mapping:
     """Memory for an arena: 2 MiB aligned, prefaulted, huge pages where the kernel gives them. Supports the buffer protocol (writable)."""
 
-    def __init__(self, length: int, fd: int = -1, huge: bool = True) -> None:
+    def __init__(self, length: int, fd: int = -1, huge: bool = True, populate: bool = True) -> None:
         """Map `length` bytes: anonymous (fd -1; MADV_HUGEPAGE, then populate), or shared from offset 0 of `fd` (touch each 2 MiB, then MADV_COLLAPSE).
+
+        Without `populate` nothing is faulted in yet; see `populate`.
 
         Prefaults without the GIL. Raises OSError where mmap fails or the pages cannot be had (ENOSPC: the file system of `fd` is full;
         ENOMEM), ValueError where `length` is not positive or the file is shorter.
@@ -178,6 +180,8 @@ class Mapping:
     address: int
     length: int
     page_mode: str  # "huge", "partly huge" or "4k", as found after prefaulting (mincore-free: from MADV results and smaps where cheap)
+    def populate(self, offset: int, length: int, /) -> None:
+        """Fault in `length` bytes from `offset` on, a multiple of 2 MiB: what takes long can be done in steps. Errors as of the constructor; ValueError outside, or once closed."""
     def close(self) -> None:
         """Unmap. Raises BufferError while exported."""
 
