@@ -129,7 +129,7 @@ static int module_exec(PyObject *module)
     crc32c_setup();
     static PyType_Spec *const specs[] = {
         &gate_spec, &mapping_spec, &idtable_spec, &threadpool_spec, &aio_context_spec, &uring_context_spec, &driver_spec,
-        &blocktable_spec, &watcher_spec,
+        &watcher_spec,
     };
     for (size_t i = 0; i < sizeof(specs) / sizeof(specs[0]); i++) {
         PyTypeObject *type = native_add_type(module, specs[i]);
@@ -140,7 +140,8 @@ static int module_exec(PyObject *module)
     }
     struct native_state *state = PyModule_GetState(module);
     state->exports_type = native_add_type(module, &exports_spec);
-    if (!state->exports_type || PyModule_AddObjectRef(module, "HAVE_CRC32C", crc32c_in_hardware() ? Py_True : Py_False) < 0) {
+    state->blocktable_type = native_add_type(module, &blocktable_spec);
+    if (!state->exports_type || !state->blocktable_type || PyModule_AddObjectRef(module, "HAVE_CRC32C", crc32c_in_hardware() ? Py_True : Py_False) < 0) {
         return -1;
     }
     return add_numbers(module);
@@ -150,6 +151,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     const struct native_state *state = PyModule_GetState(module);
     Py_VISIT(state->exports_type);
+    Py_VISIT(state->blocktable_type);
     return 0;
 }
 
@@ -157,6 +159,7 @@ static int module_clear(PyObject *module)
 {
     struct native_state *state = PyModule_GetState(module);
     Py_CLEAR(state->exports_type);
+    Py_CLEAR(state->blocktable_type);
     return 0;
 }
 

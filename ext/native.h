@@ -13,7 +13,7 @@
 #include "platform.h"
 
 struct native_state {
-    PyTypeObject *exports_type;
+    PyTypeObject *exports_type, *blocktable_type;
 };
 
 /* Cast for method tables: METH_FASTCALL and METH_KEYWORDS functions have other signatures than PyCFunction. */

@@ -58,7 +58,19 @@ def test_every_name_of_the_stub_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Gate", "Exports", "ThreadPool", "AioContext", "UringContext", "Driver", "Mapping", "IdTable"]
+    "name",
+    [
+        "Gate",
+        "Exports",
+        "ThreadPool",
+        "AioContext",
+        "UringContext",
+        "Driver",
+        "Mapping",
+        "IdTable",
+        "BlockTable",
+        "Watcher",
+    ],
 )
 def test_types_are_final_and_cannot_be_changed(name: str) -> None:
     kind = getattr(native, name)
