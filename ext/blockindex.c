@@ -53,15 +53,39 @@ uint32_t index_next(const struct table *table, const struct place *place, unsign
     return NIL;
 }
 
+/* The first slot with this tag in one bucket, or NIL. */
+static uint32_t look_in(const struct table *table, uint64_t bucket, uint32_t tag)
+{
+    const uint64_t *entries = table->index[bucket].entries;
+    for (unsigned way = 0; way < WAYS; way++) {
+        uint64_t entry = load_entry(&entries[way]);
+        if ((uint32_t)(entry >> 32) == tag && slot_in(entry) < table->slot_count) {
+            return slot_in(entry);
+        }
+    }
+    return NIL;
+}
+
 void index_candidates(const struct table *table, const char *ids, size_t count, struct place *places, uint32_t *candidates)
 {
     for (size_t i = 0; i < count; i++) {
         places[i] = index_place(table, load_id(ids + i * ID_BYTES));
         __builtin_prefetch(&table->index[places[i].first]);
     }
+    size_t missing = 0;
+    uint8_t missed[GROUP];
     for (size_t i = 0; i < count; i++) {
-        unsigned cursor = 0;
-        candidates[i] = index_next(table, &places[i], &cursor);
+        candidates[i] = look_in(table, places[i].first, places[i].tag);
+        if (candidates[i] != NIL) {
+            __builtin_prefetch(&table->slots[candidates[i]]);
+        } else {
+            __builtin_prefetch(&table->index[places[i].second]);
+            missed[missing++] = (uint8_t)i;
+        }
+    }
+    for (size_t k = 0; k < missing; k++) {
+        size_t i = missed[k];
+        candidates[i] = look_in(table, places[i].second, places[i].tag);
         if (candidates[i] != NIL) {
             __builtin_prefetch(&table->slots[candidates[i]]);
         }

@@ -159,6 +159,7 @@ struct table {
     bool damaged; /* a link led nowhere: rebuild before the mutex is given up; under the mutex */
     int mutex_kind;
     int number; /* ours in the process table, -1: not in */
+    struct process joined; /* what we wrote there */
     /* How many leases we have of each slot; its holder's bit is set while there are any. Private, so that what a dead process held
      * is known from its bits alone. The lock comes after the mutex, and is held for a few microseconds.
      */

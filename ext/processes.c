@@ -42,6 +42,7 @@ int table_join(struct table *table, int32_t pid, uint64_t start_time)
         return -2;
     }
     int number = free_number(table);
+    table->joined = (struct process){PROCESS_IN, pid, start_time};
     if (number >= 0) {
         struct process *process = &table->processes[number];
         __atomic_store_n(&process->pid, pid, __ATOMIC_RELAXED);
@@ -84,28 +85,32 @@ static bool reap_slot(struct table *table, uint32_t at, int number)
 /* Is the entry still the one whose reaping we began? Another process may have finished it, and a third have its number. */
 static bool is_being_reaped(const struct process *process, const struct process *begun)
 {
-    return process->state == PROCESS_REAPED && process->pid == begun->pid && process->start_time == begun->start_time;
+    return begun->state == PROCESS_REAPED && process->state == PROCESS_REAPED && process->pid == begun->pid && process->start_time == begun->start_time;
 }
 
-static bool begin_reaping(struct table *table, struct process *process, struct process *begun, uint64_t patience_ns)
+/* With `expected` only if it is that process which has the number. */
+static bool begin_reaping(struct table *table, struct process *process, const struct process *expected, struct process *begun,
+                          uint64_t patience_ns)
 {
     if (!table_lock(table, patience_ns)) {
         return false;
     }
-    if (process->state != PROCESS_FREE) {
+    bool right = !expected || (process->pid == expected->pid && process->start_time == expected->start_time);
+    if (process->state != PROCESS_FREE && right) {
         set_state(process, PROCESS_REAPED);
     }
     *begun = *process;
+    begun->state = right ? begun->state : PROCESS_FREE;
     table_unlock(table);
     return true;
 }
 
-uint64_t table_reap(struct table *table, int number, uint64_t patience_ns, bool *finished)
+static uint64_t reap(struct table *table, int number, const struct process *expected, uint64_t patience_ns, bool *finished)
 {
     struct process *process = &table->processes[number];
     struct process begun;
     uint64_t changed = 0;
-    bool going = begin_reaping(table, process, &begun, patience_ns);
+    bool going = begin_reaping(table, process, expected, &begun, patience_ns);
     *finished = going;
     for (uint64_t from = 0; going && from < table->slot_count; from += SLOTS_AT_ONCE) {
         if (!table_lock(table, patience_ns)) {
@@ -127,6 +132,12 @@ uint64_t table_reap(struct table *table, int number, uint64_t patience_ns, bool 
     return changed;
 }
 
+uint64_t table_reap(struct table *table, int number, uint64_t patience_ns, bool *finished)
+{
+    return reap(table, number, NULL, patience_ns, finished);
+}
+
+/* If others took us for dead, our number may be somebody else's by now; then there is nothing left to give back. */
 int table_leave(struct table *table)
 {
     pthread_mutex_lock(&table->lock);
@@ -137,7 +148,7 @@ int table_leave(struct table *table)
         return (int)table_others(table);
     }
     bool finished;
-    table_reap(table, number, PATIENCE_LONG_NS, &finished);
+    reap(table, number, &table->joined, PATIENCE_LONG_NS, &finished);
     pthread_mutex_lock(&table->lock);
     if (finished) {
         memset(table->counts, 0, table->slot_count * sizeof(table->counts[0]));
