@@ -166,6 +166,7 @@ struct table {
     pthread_mutex_t lock;
     uint32_t *counts;
     uint64_t leases;
+    bool left_orphans; /* one that we released last can be used again */
 };
 
 static inline uint64_t load_word(const struct slot *slot)
@@ -324,6 +325,9 @@ void release_one(struct table *table, uint32_t at);
 void table_claim(struct table *table, const char *ids, size_t count, int64_t *slots, uint8_t *states, uint32_t *generations);
 ptrdiff_t table_fail(struct table *table, const int64_t *slots, size_t count, uint8_t reason);
 size_t table_drop(struct table *table, const char *ids, size_t count);
+
+/* Make orphans that nobody holds EMPTY, if the mutex is free; else a later claim does it. */
+void orphans_sweep(struct table *table);
 
 /* A slot that is FAILED, ORPHAN, or FILLING by nobody: out of the index, into the list where it waits to be used again. Under the mutex. */
 void slot_retire(struct table *table, uint32_t at);

@@ -51,6 +51,22 @@ static uint32_t left_orphan(struct table *table)
     return NIL;
 }
 
+void orphans_sweep(struct table *table)
+{
+    if (!table_trylock(table)) {
+        return;
+    }
+    uint32_t at = left_orphan(table);
+    for (int swept = 0; swept < GROUP && at != NIL; swept++) {
+        slot_retire(table, at);
+        at = left_orphan(table);
+    }
+    if (at != NIL) {
+        list_push_head(table, LIST_ORPHANS, at);
+    }
+    table_unlock(table);
+}
+
 static uint32_t first_of(struct table *table, enum list_name list)
 {
     uint32_t at = list_head(table, list);

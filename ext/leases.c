@@ -60,7 +60,8 @@ void release_one(struct table *table, uint32_t at)
     table->leases--;
     if (--table->counts[at] == 0) {
         /* Release: what we read from the slot was read before anybody can fill it anew. */
-        __atomic_fetch_and(&table->slots[at].word, ~bit_of(table->number), __ATOMIC_RELEASE);
+        uint64_t word = __atomic_fetch_and(&table->slots[at].word, ~bit_of(table->number), __ATOMIC_RELEASE);
+        table->left_orphans |= state_of(word) == ORPHAN;
     }
 }
 
@@ -174,23 +175,34 @@ static bool is_ours(const struct table *table, int64_t at)
     return table->number >= 0 && at >= 0 && at < (int64_t)table->slot_count && table->counts[at];
 }
 
+/* Elements from .. to, or up to the first that is not ours. The private lock is held. */
+static ptrdiff_t act_on_some(struct table *table, const int64_t *slots, size_t from, size_t to, slot_action action, unsigned how)
+{
+    for (size_t i = from; i < to; i++) {
+        if (slots[i] == -1) {
+            continue;
+        }
+        if (!is_ours(table, slots[i])) {
+            return (ptrdiff_t)i;
+        }
+        action(table, (uint32_t)slots[i], how);
+    }
+    return -1;
+}
+
 ptrdiff_t table_for_ours(struct table *table, const int64_t *slots, size_t count, slot_action action, unsigned how)
 {
     ptrdiff_t wrong = -1;
+    bool left_orphans = false;
     for (size_t from = 0; from < count && wrong < 0; from += GROUP) {
-        size_t end = count - from < GROUP ? count : from + GROUP;
         pthread_mutex_lock(&table->lock);
-        for (size_t i = from; i < end && wrong < 0; i++) {
-            if (slots[i] == -1) {
-                continue;
-            }
-            if (!is_ours(table, slots[i])) {
-                wrong = (ptrdiff_t)i;
-            } else {
-                action(table, (uint32_t)slots[i], how);
-            }
-        }
+        wrong = act_on_some(table, slots, from, count - from < GROUP ? count : from + GROUP, action, how);
+        left_orphans |= table->left_orphans;
+        table->left_orphans = false;
         pthread_mutex_unlock(&table->lock);
+    }
+    if (left_orphans) {
+        orphans_sweep(table);
     }
     return wrong;
 }
