@@ -10,6 +10,7 @@ struct blocktable_object {
     PyObject_HEAD
     struct table table;
     bool attached;
+    bool watched; /* it has a Watcher, whose bit in the segment stands for one thread only */
     pid_t owner;
     Py_buffer memory; /* exported while the object lives */
     Py_buffer arena;  /* the same; .obj NULL: none yet */
@@ -38,7 +39,7 @@ PyObject *blocktable_statistics(PyObject *self, PyObject *none);
 PyObject *blocktable_count_states(PyObject *self, PyObject *none);
 PyObject *blocktable_entries(PyObject *self, PyObject *none);
 
-/* For Watcher: the table behind an object of this module's BlockTable; NULL with an exception. It is joined. */
-struct table *blocktable_joined(PyObject *op, PyTypeObject *type);
+/* For Watcher: `op` as a BlockTable that is joined and has none yet; NULL with an exception. */
+struct blocktable_object *blocktable_to_watch(PyObject *op, PyTypeObject *type);
 
 #endif

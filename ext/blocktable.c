@@ -17,14 +17,21 @@ bool blocktable_enter(struct blocktable_object *self, bool joined)
     return true;
 }
 
-struct table *blocktable_joined(PyObject *op, PyTypeObject *type)
+struct blocktable_object *blocktable_to_watch(PyObject *op, PyTypeObject *type)
 {
     struct blocktable_object *self = (struct blocktable_object *)op;
     if (!PyObject_TypeCheck(op, type)) {
         PyErr_Format(PyExc_TypeError, "table: %s, must be a BlockTable", Py_TYPE(op)->tp_name);
         return NULL;
     }
-    return blocktable_enter(self, true) ? &self->table : NULL;
+    if (!blocktable_enter(self, true)) {
+        return NULL;
+    }
+    if (self->watched) {
+        PyErr_SetString(PyExc_RuntimeError, "table: it has a Watcher already");
+        return NULL;
+    }
+    return self;
 }
 
 /* An OSError, or what Python has for that number. */

@@ -16,7 +16,7 @@
 
 struct watcher_object {
     PyObject_HEAD
-    PyObject *holder; /* the BlockTable, which must not go before the thread */
+    struct blocktable_object *table; /* must not go before the thread */
     struct segment *segment;
     uint64_t bit;
     pid_t owner;
@@ -126,14 +126,14 @@ static PyObject *watcher_new(PyTypeObject *type, PyObject *args, PyObject *keywo
         return NULL;
     }
     const struct native_state *state = PyType_GetModuleState(type);
-    struct table *table = blocktable_joined(holder, state->blocktable_type);
+    struct blocktable_object *table = blocktable_to_watch(holder, state->blocktable_type);
     struct watcher_object *self = table ? (struct watcher_object *)type->tp_alloc(type, 0) : NULL;
     if (!self) {
         return NULL;
     }
-    self->holder = Py_NewRef(holder);
-    self->segment = table->segment;
-    self->bit = (uint64_t)1 << table->number;
+    self->table = (struct blocktable_object *)Py_NewRef(holder);
+    self->segment = table->table.segment;
+    self->bit = (uint64_t)1 << table->table.number;
     self->owner = getpid();
     self->event_fd = -1;
     pthread_mutex_init(&self->lock, NULL);
@@ -146,6 +146,7 @@ static PyObject *watcher_new(PyTypeObject *type, PyObject *args, PyObject *keywo
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
+    table->watched = true;
     return (PyObject *)self;
 }
 
@@ -160,6 +161,7 @@ static void shut(struct watcher_object *self)
     Py_END_ALLOW_THREADS
     close(self->event_fd);
     self->event_fd = -1;
+    self->table->watched = false;
 }
 
 static void watcher_dealloc(PyObject *op)
@@ -176,7 +178,7 @@ static void watcher_dealloc(PyObject *op)
             close(self->event_fd);
         }
     }
-    Py_XDECREF(self->holder);
+    Py_XDECREF(self->table);
     PyTypeObject *type = Py_TYPE(op);
     type->tp_free(op);
     Py_DECREF(type);

@@ -184,6 +184,7 @@ class Mapping:
         """Fault in `length` bytes from `offset` on, a multiple of 2 MiB: what takes long can be done in steps. Errors as of the constructor; ValueError outside, or once closed."""
     def close(self) -> None:
         """Unmap. Raises BufferError while exported."""
+    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class IdTable:
@@ -291,7 +292,7 @@ class Watcher:
     """
 
     def __init__(self, table: BlockTable) -> None:
-        """Starts the thread; `table` is joined, and stays alive as long as this."""
+        """Starts the thread; `table` is joined, and stays alive as long as this. RuntimeError where it has a Watcher that is not closed."""
     def arm(self) -> None:
         """Make fileno() readable at the first change after now; once."""
     def disarm(self) -> None:
