@@ -23,7 +23,7 @@ static struct layout layout_of(uint64_t slots)
     struct layout at = {
         /* At most half full, so a bucket holds four of its eight on average; the few more are for small tables. */
         .buckets = slots / 4 + 8,
-        /* S3-FIFO remembers as many as its main queue holds, in sets that have twice the room. */
+        /* S3-FIFO remembers as many as there are slots, in sets that have twice the room. */
         .ghost_buckets = slots / 4 + 64,
         .processes = PAGE_BYTES,
         .index = 2 * PAGE_BYTES,
