@@ -16,7 +16,6 @@ from .tables import (
     GONE,
     HIT,
     MINE,
-    POLICIES,
     READY,
     THEIRS,
     Claim,
@@ -211,7 +210,7 @@ class Model(RuleBasedStateMachine):
             assert counts.get("held", 0) == sum(bool(block.leases) for block in self.all)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["s3fifo", "lru"])  # nothing is evicted; with LRU hits move slots
 def test_against_the_model(policy: str) -> None:
     case = type("Case", (Model,), {"policy": policy}).TestCase
     case.settings = settings(max_examples=25, stateful_step_count=30)

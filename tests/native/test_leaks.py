@@ -93,7 +93,13 @@ def test_tables_and_their_arguments() -> None:
     states, generations = np.zeros(3, np.uint8), np.zeros(3, np.uint32)
 
     def use() -> None:
-        for arguments in ((view, 11, "s3fifo", True), (view, slots, "none", True), (view, 0), (b"", slots), (5, slots)):
+        for arguments in (
+            (view, 9999, "s3fifo", True),
+            (view, slots, "none", True),
+            (view, 0),
+            (b"", slots),
+            (5, slots),
+        ):
             with pytest.raises((ValueError, TypeError, BufferError)):
                 native.BlockTable(*arguments)
         table = native.BlockTable(view, slots, create=True)
