@@ -261,7 +261,7 @@ class Stage(AsyncResource):
         Parameters
         ----------
         one
-            A slice of few rows.
+            A slice of few rows, all of its task.
         otherwise
             Called, in place of a report, if the load must go the ordinary way after all; that way also finds out why.
 

@@ -238,6 +238,16 @@ async def test_a_stage_says_what_is_small(recorder: Recorder) -> None:
     assert offered == [3 * ROW_BYTES]
 
 
+async def test_parts_of_a_larger_task_are_not_small(recorder: Recorder) -> None:
+    """They would all be served before the call that submits them returns."""
+    lane = Lane("test", recorder, queues=2, depth=10, batch_bytes=1 << 20, begin=lambda *_: pytest.fail("offered"))
+    task = make_task(2)
+    for queue, one in enumerate(slices_of(task, (0, 1), (1, 2))):
+        lane.put_nowait(one, queue)
+    await serve(lane, [task])
+    assert lane.statistics().short_way == 0
+
+
 @pytest.mark.parametrize("room", [True, False])
 async def test_the_short_way_may_end_in_the_inbox(recorder: Recorder, room: bool) -> None:
     back: list[Callable[[], None]] = []

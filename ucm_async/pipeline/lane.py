@@ -77,7 +77,7 @@ class Lane:
     Attributes
     ----------
     short_way_bytes_max
-        Larger slices are not offered to `begin`.
+        Larger slices are not offered to `begin`, nor parts of larger tasks: what it does is done before `load` returns.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Lane:
             self._begin is not None
             and inbox.empty()
             and one.nbytes <= self.short_way_bytes_max
+            and one.is_all
             and self._begin(one, partial(self._put_after_all, one, queue))
         ):
             self._short += 1

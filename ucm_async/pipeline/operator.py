@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from anyio.abc import TaskGroup
 
 from ..abc import Lent, Stage
@@ -121,6 +122,8 @@ class Operator:
     async def _send(
         self, name: LaneName, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability
     ) -> U8:
+        if not len(ids):
+            return np.zeros(0, dtype=np.uint8)
         lane = self.load_lane if name == "load" else self.dump_lane
         memory = Memory(addresses, tuple(piece_sizes.tolist()), direct=True)
         loop = asyncio.get_running_loop()
