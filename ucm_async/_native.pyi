@@ -90,6 +90,8 @@ class ThreadPool:
     def close(self) -> list[Any]: ...
     threads: int
     pending: int  # requests submitted and not finished
+    bytes: int  # transferred and copied by the batches that were reaped
+    errors: int  # their failed requests
 
 @final
 class AioContext:
@@ -111,6 +113,8 @@ class AioContext:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int  # transfers with the kernel
     waiting: int  # requests of unfinished chains that are not with the kernel
 
@@ -130,6 +134,8 @@ class UringContext:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int
     waiting: int
 
@@ -161,6 +167,8 @@ class Driver:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int  # transfers with the kernel
     waiting: int  # requests of unfinished chains that are not with the kernel
     threads: int  # helpers
@@ -302,6 +310,12 @@ class Watcher:
     def fileno(self) -> int: ...
     def close(self) -> None:
         """End the thread, close the descriptor. Idempotent; before ``table.leave()``."""
+
+def block_paths(ids: Buffer, out: Buffer, /) -> None:
+    """out[i] (36 bytes) = ``xx/<32 hex digits>`` and a NUL: where the file of ids[i] lies (docs/design/format.md). ValueError where the lengths do not fit."""
+
+def mix_ids(ids: Buffer, out: Buffer, /) -> None:
+    """out[i] (uint64) = 64 well-mixed bits of ids[i]: ids may be consecutive numbers, or share most of their bytes. Errors as `block_paths`."""
 
 def io_setup_limit() -> tuple[int, int]:
     """(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown."""

@@ -44,10 +44,12 @@ __all__ = [
     "ThreadPool",
     "UringContext",
     "Watcher",
+    "block_paths",
     "crc32c",
     "execute",
     "export_buffers",
     "io_setup_limit",
+    "mix_ids",
 ]
 
 
@@ -97,10 +99,12 @@ if TYPE_CHECKING or NATIVE:
         ThreadPool,
         UringContext,
         Watcher,
+        block_paths,
         crc32c,
         execute,
         export_buffers,
         io_setup_limit,
+        mix_ids,
     )
 else:
     from ._portable import (
@@ -130,8 +134,10 @@ else:
         ThreadPool,
         UringContext,
         Watcher,
+        block_paths,
         crc32c,
         execute,
         export_buffers,
         io_setup_limit,
+        mix_ids,
     )
