@@ -117,6 +117,7 @@ static int add_numbers(PyObject *module)
         {"WATCH_FAILED", WATCH_FAILED},
         {"REASON_MAX", REASON_MAX},
         {"PROCESSES_MAX", PROCESSES_MAX},
+        {"TABLE_VERSION", TABLE_VERSION},
         {"TABLE_USER_OFFSET", TABLE_USER_OFFSET},
         {"TABLE_USER_BYTES", TABLE_USER_BYTES},
     };

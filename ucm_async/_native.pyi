@@ -44,6 +44,7 @@ WATCH_READY: int  # and stored below
 WATCH_DIRTY: int  # READY, but not stored below yet
 WATCH_FAILED: int
 REASON_MAX: int  # largest `reason` of BlockTable.fail
+TABLE_VERSION: int  # of the layout: what BlockTable.describe()["version"] must be
 PROCESSES_MAX: int  # processes that can be in one table
 TABLE_USER_OFFSET: int  # bytes of a table's memory that it leaves to its user, from here ...
 TABLE_USER_BYTES: int  # ... as many; create=True does not touch them
@@ -274,6 +275,8 @@ class BlockTable:
         """out[i] (uint8) = WATCH_* of slots[i] if it still has generations[i] (uint32)."""
     def clean(self, slots: Buffer, /) -> None:
         """Leased READY slots are stored below now."""
+    def rename(self, slots: Buffer, ids: Buffer, states: Buffer, /) -> None:
+        """Give slots that this process fills other ids: states[i] (uint8) = CLAIM_MINE. Where ids[i] is in another slot all stays as it was: CLAIM_HIT (READY; no lease) or CLAIM_THEIRS; CLAIM_BUSY as claim, CLAIM_NONE where the slot was dropped meanwhile. ValueError as release."""
     def drop(self, ids: Buffer, /) -> int:
         """Delete: no lookup finds them any more, and what is FILLING will not become READY. Slots still held are used again after the last release. Returns how many there were. Never fails for a locked table."""
     def copy_out(self, id: Buffer, offset: int, address: int, length: int, gate: int = 0, /) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ucm_async
+from ucm_async import _portable
 from ucm_async.engines import requests as python_side
 
 from .tools import native
@@ -41,6 +42,12 @@ def test_numbers_are_the_same() -> None:
     c_numbers |= {name: int(value, 16) for name, value in re.findall(r"#define (OP_MASK|FLAG_\w+) (0x\w+?)u", text)}
     ours = {name: value for name, value in vars(python_side).items() if name.startswith(("OP_", "FLAG_"))}
     assert c_numbers == ours
+
+
+def test_the_numbers_of_tables_are_the_twin_s() -> None:
+    names = [name for name in dir(_portable) if re.match(r"(CLAIM|WATCH|TABLE)_|REASON_MAX|PROCESSES_MAX", name)]
+    assert len(names) == 15
+    assert all(getattr(_portable, name) == getattr(native, name) for name in names)
 
 
 def test_every_name_of_the_stub_exists() -> None:
