@@ -214,6 +214,20 @@ static PyObject *end_of_ours(struct arrays *arrays, ptrdiff_t wrong)
     Py_RETURN_NONE;
 }
 
+PyObject *blocktable_rename(PyObject *op, PyObject *const *args, Py_ssize_t count)
+{
+    struct blocktable_object *self = (struct blocktable_object *)op;
+    struct arrays arrays;
+    ptrdiff_t wrong;
+    if (!begin(self, true, "rename", count, args, KINDS(&SLOTS_IN, &IDS, &STATES_OUT), 3, &arrays)) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    wrong = table_rename(&self->table, arrays.views[0].buf, arrays.views[1].buf, arrays.count, arrays.views[2].buf);
+    Py_END_ALLOW_THREADS
+    return end_of_ours(&arrays, wrong);
+}
+
 PyObject *blocktable_release(PyObject *op, PyObject *const *args, Py_ssize_t count)
 {
     struct blocktable_object *self = (struct blocktable_object *)op;

@@ -30,6 +30,7 @@ PyObject *blocktable_fail(PyObject *self, PyObject *const *args, Py_ssize_t coun
 PyObject *blocktable_release(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *blocktable_watch(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *blocktable_clean(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *blocktable_rename(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *blocktable_drop(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *blocktable_copy_out(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *blocktable_gather(PyObject *self, PyObject *const *args, Py_ssize_t count);

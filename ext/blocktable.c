@@ -368,6 +368,8 @@ static PyMethodDef blocktable_methods[] = {
      PyDoc_STR("watch($self, slots, generations, out, /)\n--\n\nout[i] = how slots[i] is now, if it has generations[i] still.")},
     {"clean", METHOD(blocktable_clean), METH_FASTCALL,
      PyDoc_STR("clean($self, slots, /)\n--\n\nLeased slots are stored below now.")},
+    {"rename", METHOD(blocktable_rename), METH_FASTCALL,
+     PyDoc_STR("rename($self, slots, ids, states, /)\n--\n\nGive slots that this process fills other ids, where nobody has them.")},
     {"drop", METHOD(blocktable_drop), METH_FASTCALL,
      PyDoc_STR("drop($self, ids, /)\n--\n\nNo lookup finds them any more; returns how many there were.")},
     {"copy_out", METHOD(blocktable_copy_out), METH_FASTCALL,

@@ -315,6 +315,8 @@ typedef void (*slot_action)(struct table *table, uint32_t at, unsigned how);
 /* -1 is skipped. The position of the first element that is not ours, or -1. */
 ptrdiff_t table_for_ours(struct table *table, const int64_t *slots, size_t count, slot_action action, unsigned how);
 
+/* Whether a caller's number is that of a slot we hold. The private lock is held. */
+bool is_ours(const struct table *table, int64_t at);
 /* Lease slot `at` if it is READY with this id. The private lock is held. */
 bool lease_one(struct table *table, uint32_t at, struct id id);
 /* Give one lease back; there is one. The private lock is held. */
@@ -324,6 +326,7 @@ void release_one(struct table *table, uint32_t at);
 
 void table_claim(struct table *table, const char *ids, size_t count, int64_t *slots, uint8_t *states, uint32_t *generations);
 ptrdiff_t table_fail(struct table *table, const int64_t *slots, size_t count, uint8_t reason);
+ptrdiff_t table_rename(struct table *table, const int64_t *slots, const char *ids, size_t count, uint8_t *states);
 size_t table_drop(struct table *table, const char *ids, size_t count);
 
 /* Make orphans that nobody holds EMPTY, if the mutex is free; else a later claim does it. */

@@ -96,6 +96,13 @@ static uint32_t take_slot(struct table *table, unsigned *steps)
     return at != NIL ? at : first_of(table, LIST_FAILED);
 }
 
+/* Release, so that who reads the new id finds the word changed; see load_byte(). */
+static void write_id(struct slot *slot, struct id id)
+{
+    __atomic_store_n(&slot->id.low, id.low, __ATOMIC_RELEASE);
+    __atomic_store_n(&slot->id.high, id.high, __ATOMIC_RELEASE);
+}
+
 /* Give a free slot to an id, to be filled by us. False where the index has no room. */
 static bool assign(struct table *table, uint32_t at, struct id id, const struct place *place)
 {
@@ -106,9 +113,7 @@ static bool assign(struct table *table, uint32_t at, struct id id, const struct 
         list_push_tail(table, LIST_FREE, at);
         return false;
     }
-    /* Release, so that who reads the new id finds the word changed; see id_is(). */
-    __atomic_store_n(&slot->id.low, id.low, __ATOMIC_RELEASE);
-    __atomic_store_n(&slot->id.high, id.high, __ATOMIC_RELEASE);
+    write_id(slot, id);
     store_byte(&slot->visits, 0);
     store_byte(&slot->dirty, 0);
     store_byte(&slot->debtor, 0);
@@ -227,6 +232,72 @@ void table_claim(struct table *table, const char *ids, size_t count, int64_t *sl
         size_t size = count - from < GROUP ? count - from : GROUP;
         claim_group(table, ids + from * ID_BYTES, size, slots + from, states + from, generations + from);
     }
+}
+
+/* ---- rename ---- */
+
+/* CLAIM_HIT or CLAIM_THEIRS where an id is in a slot; what is left over of it is cleared up. */
+static uint8_t state_of_id(struct table *table, const struct place *place, struct id id)
+{
+    unsigned cursor = 0;
+    for (uint32_t at = index_next(table, place, &cursor); at != NIL; at = index_next(table, place, &cursor)) {
+        uint64_t word = load_word(&table->slots[at]);
+        if (!id_is(&table->slots[at], id)) {
+            continue;
+        }
+        if (state_of(word) == READY) {
+            return CLAIM_HIT;
+        }
+        if (state_of(word) == FILLING && holders_of(word)) {
+            return CLAIM_THEIRS;
+        }
+        slot_retire(table, at);
+    }
+    return CLAIM_NONE;
+}
+
+/* Both locks are held. Nobody reads the id of a slot that is FILLING, and if we die in between, it is given back. */
+static uint8_t rename_one(struct table *table, uint32_t at, struct id id)
+{
+    struct slot *slot = &table->slots[at];
+    struct place before = index_place(table, slot_id(slot)), after = index_place(table, id);
+    if (state_of(load_word(slot)) != FILLING) {
+        return CLAIM_NONE;
+    }
+    uint8_t state = state_of_id(table, &after, id);
+    if (state != CLAIM_NONE) {
+        return state;
+    }
+    index_remove(table, &before, at);
+    if (!index_insert(table, &after, at)) {
+        index_insert(table, &before, at); /* there was room for it */
+        return CLAIM_BUSY;
+    }
+    write_id(slot, id);
+    list_remove(table, at);
+    table->policy->insert(table, at);
+    return CLAIM_MINE;
+}
+
+ptrdiff_t table_rename(struct table *table, const int64_t *slots, const char *ids, size_t count, uint8_t *states)
+{
+    ptrdiff_t wrong = -1;
+    for (size_t from = 0; from < count && wrong < 0; from += GROUP) {
+        size_t end = count - from < GROUP ? count : from + GROUP;
+        bool locked = table_lock(table, PATIENCE_SHORT_NS);
+        pthread_mutex_lock(&table->lock);
+        for (size_t i = from; i < end && wrong < 0; i++) {
+            wrong = is_ours(table, slots[i]) ? -1 : (ptrdiff_t)i;
+            if (wrong < 0) {
+                states[i] = locked ? rename_one(table, (uint32_t)slots[i], load_id(ids + i * ID_BYTES)) : CLAIM_BUSY;
+            }
+        }
+        pthread_mutex_unlock(&table->lock);
+        if (locked) {
+            table_unlock(table);
+        }
+    }
+    return wrong;
 }
 
 /* ---- fail ---- */

@@ -170,7 +170,7 @@ size_t table_lease(struct table *table, const char *ids, size_t count, int64_t *
 
 /* ---- calls whose slots must be ours ---- */
 
-static bool is_ours(const struct table *table, int64_t at)
+bool is_ours(const struct table *table, int64_t at)
 {
     return table->number >= 0 && at >= 0 && at < (int64_t)table->slot_count && table->counts[at];
 }

@@ -27,5 +27,7 @@ extern PyType_Spec threadpool_spec, aio_context_spec, uring_context_spec, driver
 extern PyType_Spec blocktable_spec, watcher_spec;
 
 PyObject *export_buffers(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *mix_ids(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *block_paths(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 #endif

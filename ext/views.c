@@ -21,7 +21,8 @@ int array_view(PyObject *array, Py_buffer *view, size_t count, size_t bytes, boo
     if (PyObject_GetBuffer(array, view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0) {
         return -1;
     }
-    if ((size_t)view->len == count * bytes && (uintptr_t)view->buf % bytes == 0) {
+    size_t align = bytes > sizeof(uint64_t) ? 1 : bytes; /* ids are bytes */
+    if ((size_t)view->len == count * bytes && (uintptr_t)view->buf % align == 0) {
         return 0;
     }
     PyErr_Format(PyExc_ValueError, "%s: %zd bytes, must be %zu aligned %s", name, view->len, count, kind);

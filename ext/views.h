@@ -9,7 +9,7 @@
 /* Ids one after another; -1 with an exception. */
 int ids_view(PyObject *ids, Py_buffer *view, size_t *count);
 
-/* `count` aligned numbers of `bytes` bytes each; `kind` is their type's name, for the error. -1 with an exception. */
+/* `count` aligned numbers of `bytes` bytes each (or ids, of 16); `kind` is their type's name, for the error. -1 with an exception. */
 int array_view(PyObject *array, Py_buffer *view, size_t count, size_t bytes, bool writable, const char *name, const char *kind);
 
 #endif

@@ -44,6 +44,7 @@ WATCH_READY: int  # and stored below
 WATCH_DIRTY: int  # READY, but not stored below yet
 WATCH_FAILED: int
 REASON_MAX: int  # largest `reason` of BlockTable.fail
+TABLE_VERSION: int  # of the layout: what BlockTable.describe()["version"] must be
 PROCESSES_MAX: int  # processes that can be in one table
 TABLE_USER_OFFSET: int  # bytes of a table's memory that it leaves to its user, from here ...
 TABLE_USER_BYTES: int  # ... as many; create=True does not touch them
@@ -90,6 +91,8 @@ class ThreadPool:
     def close(self) -> list[Any]: ...
     threads: int
     pending: int  # requests submitted and not finished
+    bytes: int  # transferred and copied by the batches that were reaped
+    errors: int  # their failed requests
 
 @final
 class AioContext:
@@ -111,6 +114,8 @@ class AioContext:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int  # transfers with the kernel
     waiting: int  # requests of unfinished chains that are not with the kernel
 
@@ -130,6 +135,8 @@ class UringContext:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int
     waiting: int
 
@@ -161,6 +168,8 @@ class Driver:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int  # transfers with the kernel
     waiting: int  # requests of unfinished chains that are not with the kernel
     threads: int  # helpers
@@ -266,6 +275,8 @@ class BlockTable:
         """out[i] (uint8) = WATCH_* of slots[i] if it still has generations[i] (uint32)."""
     def clean(self, slots: Buffer, /) -> None:
         """Leased READY slots are stored below now."""
+    def rename(self, slots: Buffer, ids: Buffer, states: Buffer, /) -> None:
+        """Give slots that this process fills other ids: states[i] (uint8) = CLAIM_MINE. Where ids[i] is in another slot all stays as it was: CLAIM_HIT (READY; no lease) or CLAIM_THEIRS; CLAIM_BUSY as claim, CLAIM_NONE where the slot was dropped meanwhile. ValueError as release."""
     def drop(self, ids: Buffer, /) -> int:
         """Delete: no lookup finds them any more, and what is FILLING will not become READY. Slots still held are used again after the last release. Returns how many there were. Never fails for a locked table."""
     def copy_out(self, id: Buffer, offset: int, address: int, length: int, gate: int = 0, /) -> bool:
@@ -302,6 +313,12 @@ class Watcher:
     def fileno(self) -> int: ...
     def close(self) -> None:
         """End the thread, close the descriptor. Idempotent; before ``table.leave()``."""
+
+def block_paths(ids: Buffer, out: Buffer, /) -> None:
+    """out[i] (36 bytes) = ``xx/<32 hex digits>`` and a NUL: where the file of ids[i] lies (docs/design/format.md). ValueError where the lengths do not fit."""
+
+def mix_ids(ids: Buffer, out: Buffer, /) -> None:
+    """out[i] (uint64) = 64 well-mixed bits of ids[i]: ids may be consecutive numbers, or share most of their bytes. Errors as `block_paths`."""
 
 def io_setup_limit() -> tuple[int, int]:
     """(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown."""

@@ -28,6 +28,7 @@ __all__ = [
     "REQUEST_BYTES",
     "TABLE_USER_BYTES",
     "TABLE_USER_OFFSET",
+    "TABLE_VERSION",
     "WATCH_DIRTY",
     "WATCH_FAILED",
     "WATCH_FILLING",
@@ -44,10 +45,12 @@ __all__ = [
     "ThreadPool",
     "UringContext",
     "Watcher",
+    "block_paths",
     "crc32c",
     "execute",
     "export_buffers",
     "io_setup_limit",
+    "mix_ids",
 ]
 
 
@@ -82,6 +85,7 @@ if TYPE_CHECKING or NATIVE:
         REQUEST_BYTES,
         TABLE_USER_BYTES,
         TABLE_USER_OFFSET,
+        TABLE_VERSION,
         WATCH_DIRTY,
         WATCH_FAILED,
         WATCH_FILLING,
@@ -97,10 +101,12 @@ if TYPE_CHECKING or NATIVE:
         ThreadPool,
         UringContext,
         Watcher,
+        block_paths,
         crc32c,
         execute,
         export_buffers,
         io_setup_limit,
+        mix_ids,
     )
 else:
     from ._portable import (
@@ -115,6 +121,7 @@ else:
         REQUEST_BYTES,
         TABLE_USER_BYTES,
         TABLE_USER_OFFSET,
+        TABLE_VERSION,
         WATCH_DIRTY,
         WATCH_FAILED,
         WATCH_FILLING,
@@ -130,8 +137,10 @@ else:
         ThreadPool,
         UringContext,
         Watcher,
+        block_paths,
         crc32c,
         execute,
         export_buffers,
         io_setup_limit,
+        mix_ids,
     )

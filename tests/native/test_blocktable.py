@@ -448,6 +448,47 @@ def test_dirty_until_clean(table: Table, other: Table) -> None:
     check(table)
 
 
+# ---- rename ----
+
+
+def rename(table: Table, slots: list[int], ids: list[bytes]) -> list[int]:
+    states = np.full(len(slots), 99, np.uint8)
+    table.raw.rename(np.array(slots, np.int64), pack(ids), states)
+    return [int(one) for one in states]
+
+
+def test_what_was_filled_under_another_name(table: Table, other: Table) -> None:
+    ready, filling, private = name(1), name(2), names(range(100, 104))
+    table.fill([ready])
+    theirs = other.claim_one(filling)
+    mine = [one.slot for one in table.claim(private)]
+    assert rename(table, mine, [ready, filling, name(3), name(3)]) == [HIT, THEIRS, MINE, THEIRS]
+    assert table.raw.statistics()["leases"] == 4
+    assert other.claim_one(name(3)).slot == mine[2]
+    assert [one.state for one in other.claim([private[0], private[2]])] == [THEIRS, MINE]
+    check(table, quiet=False)
+    table.publish(mine)
+    assert table.probe([name(3), *private]) == [True, True, True, False, True]
+    assert other.watch_one(theirs) == FILLING
+    check(table, quiet=False)
+
+
+def test_a_name_whose_filler_failed_or_was_dropped_is_free(table: Table, other: Table) -> None:
+    failed = other.claim_one(name(1))
+    other.fail([failed.slot], 3)
+    other.claim_one(name(2))
+    other.drop([name(2)])
+    mine = table.claim(names([100, 101, 102]))
+    table.drop([name(102)])
+    assert rename(table, [one.slot for one in mine], names([1, 2, 3])) == [MINE, MINE, NONE]
+    assert table.watch(mine) == [FILLING, FILLING, GONE]
+    assert other.watch_one(failed) == FAILED + 3
+    check(table, quiet=False)
+    (ready,) = table.fill([name(50)])
+    with pytest.raises(ValueError, match=r"slots\[1\]"):
+        rename(table, [mine[0].slot, ready], names([7, 8]))
+
+
 # ---- drop ----
 
 

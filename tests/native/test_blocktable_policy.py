@@ -194,8 +194,8 @@ def test_leased_blocks_stay_and_the_rest_goes_round(policy: str) -> None:
     cache.table.release(slots)
     for key in range(2000, 2600):
         cache.access(key)
-    # SIEVE's hand goes round only when it spares something; until then what it has passed stays. To S3-FIFO a lease is a
-    # use: they are in the main queue, which no scan comes to.
+    # SIEVE's hand goes round only when it spares something; until then what it has passed stays. To S3-FIFO a lease is
+    # a use: they are in the main queue, which no scan comes to.
     assert cache.resident(range(15)) == (set(range(15)) if policy in ("sieve", "s3fifo") else set())
 
 

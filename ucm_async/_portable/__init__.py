@@ -17,6 +17,7 @@ from .exports import Exports, export_buffers
 from .gate import Gate
 from .idtable import IdTable
 from .mapping import Mapping
+from .paths import block_paths, mix_ids
 from .pool import ThreadPool
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "REQUEST_BYTES",
     "TABLE_USER_BYTES",
     "TABLE_USER_OFFSET",
+    "TABLE_VERSION",
     "WATCH_DIRTY",
     "WATCH_FAILED",
     "WATCH_FILLING",
@@ -46,10 +48,12 @@ __all__ = [
     "ThreadPool",
     "UringContext",
     "Watcher",
+    "block_paths",
     "crc32c",
     "execute",
     "export_buffers",
     "io_setup_limit",
+    "mix_ids",
 ]
 
 HAVE_CRC32C: Final = False
@@ -69,6 +73,7 @@ WATCH_DIRTY: Final = 3
 WATCH_FAILED: Final = 0x80
 REASON_MAX: Final = 0x7F
 PROCESSES_MAX: Final = 48
+TABLE_VERSION: Final = 1
 TABLE_USER_OFFSET: Final = 1024
 TABLE_USER_BYTES: Final = 3072
 

@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from ...abc import Batch, Engine
-from ...engines.arena import Arena
-from ...types import I64, U64, Status
+from ..abc import Batch, Engine
+from ..engines.arena import Arena
+from ..types import I64, U64, Status
 
 __all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "status_of_errno"]
 
@@ -41,9 +41,13 @@ class Transfer:
     heads: Arena
     counts: Counter[str] = field(default_factory=Counter)
 
-    def slots_for(self, batch: Batch) -> Arena:
-        """Return where a batch gets its slots: from `heads` if the kernel can reach the memory of the caller itself."""
-        return self.heads if batch.direct and can_go_direct(batch.addresses, batch.piece_sizes) else self.arena
+    def slots_for(self, batch: Batch, row_bytes_min: int = 0) -> Arena:
+        """Return where a batch gets its slots.
+
+        From `heads` if the kernel can reach the memory of the caller itself, and rows have `row_bytes_min` at least.
+        """
+        direct = batch.direct and int(batch.piece_sizes.sum()) >= row_bytes_min
+        return self.heads if direct and can_go_direct(batch.addresses, batch.piece_sizes) else self.arena
 
 
 def can_go_direct(addresses: U64, piece_sizes: I64) -> bool:
