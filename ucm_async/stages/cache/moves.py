@@ -9,10 +9,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...abc import Batch
+from ...abc import Batch, Engine
 from ...engines import requests as rq
 from ...engines.chains import copy_requests
-from ...engines.pool import PoolEngine
 from ...engines.psync import job_size
 from ...engines.waits import INLINE_COPY_BYTES_MAX, completed, patient
 from ...native import execute
@@ -35,10 +34,13 @@ class Mover:
     ----------
     pool
         Owned by the mover.
+    threads
+        Of the pool.
     """
 
-    def __init__(self, pool: PoolEngine) -> None:
+    def __init__(self, pool: Engine, threads: int) -> None:
         self._pool = pool
+        self._threads = threads
 
     async def deliver(self, batch: Batch, rows: I64, places: U64) -> None:
         """Copy rows to the caller and report each as soon as it is there; CANCELLED where its task settled first.
@@ -80,18 +82,9 @@ class Mover:
             await completed(self._submit(moves))
         return _let_in(moves["result"])
 
-    async def copy(self, sources: U64, targets: U64, nbytes: int) -> None:
-        """Copy blocks of `nbytes` bytes between slots."""
-        if not len(sources):
-            return
-        moves = rq.new_requests(len(sources))
-        moves["opcode"], moves["length"] = rq.OP_MOVE, nbytes
-        moves["address"], moves["offset"] = targets, sources
-        await completed(self._submit(moves))
-
     def _submit(self, moves: rq.Requests) -> Any:
         flat = moves.reshape(-1)
-        return self._pool.submit(flat, job_size(len(flat), 1, self._pool.depth))
+        return self._pool.submit(flat, job_size(len(flat), 1, self._threads))
 
     def statistics(self) -> Mapping[str, Any]:
         """See `ucm_async.abc.Engine.statistics`."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 
 from ...abc import Lower
-from ...native import CLAIM_HIT, CLAIM_MINE
+from ...native import CLAIM_BUSY, CLAIM_HIT, CLAIM_MINE
 from ...tasks import WHOLE_BLOCK
 from ...types import ERROR_OF_STATUS, I64, U8, Bools, Status
 from .behind import WriteBehind
-from .moves import Mover
-from .partial import PartialBlock
-from .transbuffer import Claim, TransBuffer
+from .partial import NO_SLOT, PartialBlock
+from .transbuffer import BUSY_NAPS_S, TransBuffer
 from .waiting import Waiting
 
 __all__ = ["Naming"]
@@ -20,22 +21,22 @@ __all__ = ["Naming"]
 class Naming:
     """Publishes whole blocks. What the stage below does not have yet is written behind."""
 
-    def __init__(self, buffer: TransBuffer, lower: Lower, mover: Mover, waiting: Waiting, behind: WriteBehind) -> None:
+    def __init__(self, buffer: TransBuffer, lower: Lower, waiting: Waiting, behind: WriteBehind) -> None:
         self._buffer = buffer
         self._table = buffer.table
         self._lower = lower
-        self._mover = mover
         self._waiting = waiting
         self._behind = behind
         self._sizes = np.array([buffer.block_size], dtype=np.int64)
 
     async def name(self, blocks: list[PartialBlock], full: int) -> None:
-        """Make blocks known that lie whole in slots without a name; the slots stay the caller's.
+        """Make blocks known that lie whole in slots without a name.
 
         Parameters
         ----------
         blocks
-            At most as many as `WriteBehind.blocks_max`.
+            At most as many as `WriteBehind.blocks_max`. Those that got their names have `NO_SLOT` afterwards; the slots
+            of the others, whose names are taken, are still the caller's.
         full
             The bit set of all shards.
         """
@@ -47,34 +48,38 @@ class Naming:
         reserved = int(np.count_nonzero(owed))
         await self._behind.reserve(reserved)
         try:
-            claim = await self._buffer.claim(ids)
-            mine = claim.states == CLAIM_MINE
-            await self._publish(ids, slots, claim, mine, owed)
-            reserved -= int(np.count_nonzero(mine & owed))
-            hit = claim.states == CLAIM_HIT
-            self._table.release(claim.slots[hit])
-            await self._store(ids, slots, owed & ~mine & ~hit)
+            states = await self._rename(ids, slots)
+            named = states == CLAIM_MINE
+            debts = named & owed
+            self._table.publish(slots[named & ~owed])
+            self._table.publish(slots[debts], True, True)
+            self._waiting.look()
+            for at in np.flatnonzero(named).tolist():
+                blocks[at].slot = NO_SLOT
+            if debts.any():
+                generations = np.array([block.generation for block in blocks], dtype=np.uint32)
+                reserved -= int(np.count_nonzero(debts))
+                self._behind.add(np.ascontiguousarray(ids[debts]), slots[debts], generations[debts])
+            await self._store(ids, slots, owed & ~named & (states != CLAIM_HIT))
         finally:
             self._behind.give_back(reserved)
 
-    async def _publish(self, ids: U8, slots: I64, claim: Claim, mine: Bools, owed: Bools) -> None:
-        """Copy blocks into the slots that have their names, and publish these."""
-        try:
-            await self._mover.copy(
-                self._buffer.addresses(slots[mine]), self._buffer.addresses(claim.slots[mine]), int(self._sizes[0])
-            )
-        except BaseException:
-            self._buffer.give_back(claim)
-            raise
-        debts = mine & owed
-        self._table.publish(claim.slots[mine & ~owed])
-        self._table.publish(claim.slots[debts], True, True)
-        self._waiting.look()
-        if debts.any():
-            self._behind.add(np.ascontiguousarray(ids[debts]), claim.slots[debts], claim.generations[debts])
+    async def _rename(self, ids: U8, slots: I64) -> U8:
+        """Give slots their names; uint8 (n,): what became of each, see `BlockTable.rename`."""
+        states = np.full(len(ids), CLAIM_BUSY, dtype=np.uint8)
+        for nap in (0.0, *BUSY_NAPS_S):
+            again = np.flatnonzero(states == CLAIM_BUSY)
+            if not len(again):
+                break
+            if nap:
+                await asyncio.sleep(nap)
+            told = states[again]
+            self._table.rename(slots[again], np.ascontiguousarray(ids[again]), told)
+            states[again] = told
+        return states
 
     async def _store(self, ids: U8, slots: I64, chosen: Bools) -> None:
-        """Write blocks below that somebody else has a slot for, or nobody."""
+        """Write blocks below that somebody else has a slot for."""
         if not chosen.any():
             return
         wanted = np.ascontiguousarray(ids[chosen])

@@ -21,7 +21,7 @@ class PartialBlock:
 
     Attributes
     ----------
-    slot
+    slot, generation
         Where its shards are gathered; `NO_SLOT` if they go round the cache.
     done
         Bit set of the shards that are in.
@@ -37,6 +37,7 @@ class PartialBlock:
 
     block_id: bytes
     slot: int = NO_SLOT
+    generation: int = 0
     done: int = 0
     stored: int = 0
     busy: int = 0
@@ -74,10 +75,10 @@ class PartialBlocks:
         """Return a block, None if nothing of it is in or on its way."""
         return self._blocks.get(block_id)
 
-    def begin(self, block_id: bytes, slot: int) -> PartialBlock:
+    def begin(self, block_id: bytes, slot: int = NO_SLOT, generation: int = 0) -> PartialBlock:
         """Make a block that is not there yet."""
         assert block_id not in self._blocks
-        block = self._blocks[block_id] = PartialBlock(block_id, slot)
+        block = self._blocks[block_id] = PartialBlock(block_id, slot, generation)
         return block
 
     def claim(self, block: PartialBlock, shards: int) -> bool:

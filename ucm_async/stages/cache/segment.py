@@ -21,15 +21,15 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 from ...errors import ConfigError
-from ...native import PROCESSES_MAX, TABLE_USER_BYTES, TABLE_USER_OFFSET, BlockTable, Mapping
+from ...native import PROCESSES_MAX, TABLE_USER_BYTES, TABLE_USER_OFFSET, TABLE_VERSION, BlockTable, Mapping
 from .processes import dead_among, own_identity, pid_namespace
 
 __all__ = [
@@ -225,9 +225,13 @@ def _open(name: str) -> int:
         raise _foreign(name) from error
     except (posix_ipc.Error, OSError, ValueError) as error:
         raise ConfigError(f"unique_id: shared memory {name} cannot be opened: {error}") from error
-    if os.fstat(fd).st_uid != os.geteuid():
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid():
         os.close(fd)
         raise _foreign(name)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise ConfigError(f"unique_id: shared memory {name} is no segment; choose another unique_id")
     return fd
 
 
@@ -257,7 +261,7 @@ def _why_not(fd: int, size: int, geometry: Geometry) -> str:
     if not header["ready"]:
         return "was never finished"
     wanted = {
-        "version": _table_version(),
+        "version": TABLE_VERSION,
         "block_size": geometry.block_size,
         "fingerprint": geometry.fingerprint.hex(),
         "slots": geometry.slots,
@@ -271,14 +275,6 @@ def _why_not(fd: int, size: int, geometry: Geometry) -> str:
     if size < geometry.total_bytes:
         return f"is truncated: {size} of {geometry.total_bytes} bytes"
     return ""
-
-
-@lru_cache(maxsize=1)
-def _table_version() -> int:
-    """Return the version of the tables that this extension makes."""
-    memory = Mapping(BlockTable.bytes_needed(1))
-    BlockTable(memory, 1, "lru", True)
-    return int(BlockTable.describe(memory)["version"])
 
 
 _TOLD: Final = {
@@ -314,11 +310,7 @@ def _create(fd: int, name: str, geometry: Geometry, progress: Progress | None) -
     try:
         _check_room(geometry)
         os.ftruncate(fd, geometry.total_bytes)
-        try:
-            mapping = Mapping(geometry.total_bytes, fd, populate=False)
-            _prefault(mapping, progress)
-        except OSError as error:
-            raise _too_large(geometry, f"{DIRECTORY} has no room left for it ({error})") from error
+        mapping = _map(fd, geometry, progress)
         user = (geometry.fingerprint, geometry.block_size, geometry.slot_bytes, geometry.arena_offset, pid_namespace())
         _USER.pack_into(mapping, TABLE_USER_OFFSET, *user)
         table = BlockTable(mapping, geometry.slots, geometry.policy, True)
@@ -334,8 +326,7 @@ def _join(fd: int, name: str, geometry: Geometry, progress: Progress | None) -> 
     """Join a segment that fits, and take back what dead processes hold in it."""
     alone = not somebody_lives(fd)
     _live(fd)
-    mapping = Mapping(geometry.total_bytes, fd, populate=False)
-    _prefault(mapping, progress)
+    mapping = _map(fd, geometry, progress)
     table = BlockTable(mapping, geometry.slots, geometry.policy)
     reap_dead(table)
     try:
@@ -403,6 +394,16 @@ def _check_room(geometry: Geometry) -> None:
 def _too_large(geometry: Geometry, why: str) -> ConfigError:
     slots = f"{geometry.slots} slots of {geometry.slot_bytes} bytes"
     return ConfigError(f"cache_buffer_capacity_gb: {slots} need {geometry.total_bytes} bytes, but {why}")
+
+
+def _map(fd: int, geometry: Geometry, progress: Progress | None) -> Mapping:
+    """Map the segment and fault it in, so that nobody meets a page later that is not to be had."""
+    try:
+        mapping = Mapping(geometry.total_bytes, fd, populate=False)
+        _prefault(mapping, progress)
+    except OSError as error:
+        raise _too_large(geometry, f"{DIRECTORY} has no room left for it ({error})") from error
+    return mapping
 
 
 def _prefault(mapping: Mapping, progress: Progress | None) -> None:

@@ -191,30 +191,30 @@ class ShardDumps:
         """Begin the blocks of which nothing came before, in slots as far as there are any."""
         first, _ = group_rows(batch.ids[rows])
         new = [one.tobytes() for one in batch.ids[rows[first]] if one.tobytes() not in self._blocks]
-        slots = (await self._take_slots(len(new))).tolist()
-        slots += [NO_SLOT] * (len(new) - len(slots))
-        for block_id, slot in zip(new, slots, strict=True):
+        taken = await self._take_slots(len(new))
+        taken += [(NO_SLOT, 0)] * (len(new) - len(taken))
+        for block_id, (slot, generation) in zip(new, taken, strict=True):
             if block_id in self._blocks:  # another batch began it while this one waited for slots
                 self._free(slot)
             else:
-                self._blocks.begin(block_id, slot)
+                self._blocks.begin(block_id, slot, generation)
 
-    async def _take_slots(self, count: int) -> I64:
-        """Claim up to `count` slots under names that nobody asks for: int64 (k,)."""
+    async def _take_slots(self, count: int) -> list[tuple[int, int]]:
+        """Claim up to `count` slots under names that nobody asks for: (slot, generation) of each."""
         granted = self._share.take(count)
         while granted < count and self._drop_idle():
             granted += self._share.take(count - granted)
         if not granted:
-            return _NONE
+            return []
         names = np.frombuffer(os.urandom(16 * granted), dtype=np.uint8).reshape(granted, 16)
         try:
             claim = await self._buffer.claim(names)
         except BaseException:
             self._share.give_back(granted)
             raise
-        slots: I64 = claim.slots[claim.states == CLAIM_MINE]
-        self._share.give_back(granted - len(slots))
-        return slots
+        mine = claim.states == CLAIM_MINE
+        self._share.give_back(granted - int(np.count_nonzero(mine)))
+        return list(zip(claim.slots[mine].tolist(), claim.generations[mine].tolist(), strict=True))
 
     def _free(self, slot: int) -> None:
         if slot != NO_SLOT:
@@ -274,12 +274,16 @@ class ShardDumps:
             raise
         finally:
             whole = self._end(gathering)
+            inside = [block for block in whole if block.slot != NO_SLOT]
             try:
-                await self._naming.name([block for block in whole if block.slot != NO_SLOT], self._blocks.full)
+                await self._naming.name(inside, self._blocks.full)
             finally:
                 for block in whole:
                     self._blocks.forget(block)
                     self._free(block.slot)
+                self._share.give_back(
+                    sum(block.slot == NO_SLOT for block in inside)
+                )  # a slot with a name is no more ours
         for block in self._blocks.surplus():
             self._drop(block)
         gathering.batch.report(gathering.rows, gathering.status)

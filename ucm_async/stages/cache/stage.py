@@ -86,7 +86,7 @@ class CacheStage(Stage):
         self._movers: list[Mover] = []
         self._bypasses: list[Bypass] = []
         for lane in ("load", "dump"):
-            mover = Mover(make_pool(POOL_THREADS, f"ucm-cache-{lane}"))
+            mover = Mover(make_pool(POOL_THREADS, f"ucm-cache-{lane}"), POOL_THREADS)
             opened.push_async_callback(mover.aclose)
             bypass = await Bypass.create(buffer.slot_bytes, staging, lower, mover)
             opened.callback(bypass.close)
@@ -99,7 +99,7 @@ class CacheStage(Stage):
         self._loads = LoadQueue(buffer, waiting, filler, load_mover, load_bypass, admission.loads, counts)
         behind_bytes = config.dump_behind_bytes or buffer.slots * buffer.slot_bytes // 4
         self._behind = behind = WriteBehind(buffer, lower, behind_bytes, counts)
-        naming = Naming(buffer, lower, dump_mover, waiting, behind)
+        naming = Naming(buffer, lower, waiting, behind)
         self._shard_dumps = ShardDumps(
             buffer, lower, dump_mover, dump_bypass, behind, naming, admission.partial_dumps,
             config.partial_blocks_max, counts,

@@ -18,10 +18,13 @@ from ...native import CLAIM_BUSY, CLAIM_HIT, CLAIM_MINE, CLAIM_NONE, NATIVE, WHY
 from ...types import I64, U8, U64, Status
 from .segment import Geometry, Progress, Segment, make_private, open_segment, reap_dead, segment_name
 
-__all__ = ["SLOTS_MIN", "Claim", "TransBuffer", "geometry_of"]
+__all__ = ["BUSY_NAPS_S", "SLOTS_MIN", "Claim", "TransBuffer", "geometry_of"]
 
 SLOTS_MIN: Final = 4
 """Fewer slots are no cache: one to fill, one to read, one to write and one to evict."""
+
+SLOTS_MAX: Final = 1 << 28
+"""Of a `BlockTable`."""
 
 BUSY_NAPS_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01)
 """The table is locked for microseconds, unless who has it was put off the processor: then it takes a time slice."""
@@ -189,6 +192,11 @@ def geometry_of(config: StoreConfig) -> Geometry:
     if slots < SLOTS_MIN:
         raise ConfigError(
             f"cache_buffer_capacity_gb: {config.cache_buffer_capacity_gb}, must hold at least {SLOTS_MIN} blocks of "
+            f"{slot_bytes} bytes"
+        )
+    if slots > SLOTS_MAX:
+        raise ConfigError(
+            f"cache_buffer_capacity_gb: {config.cache_buffer_capacity_gb}, must hold at most {SLOTS_MAX} blocks of "
             f"{slot_bytes} bytes"
         )
     return Geometry(slots, slot_bytes, config.block_size, config.cache_policy, config.namespace_fingerprint())
