@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...abc import Batch, SmallLoad
 from ...native import CLAIM_HIT, CLAIM_MINE, CLAIM_THEIRS, WATCH_FAILED, WATCH_FILLING
 from ...tasks import cut_row, group_blocks
-from ...types import I64, U8, Status
+from ...types import I64, U8, Bools, Status
 from .admission import Share
 from .bypass import Bypass
 from .fills import PARTS_AT_A_TIME, Filler, cut_parts
@@ -205,25 +205,34 @@ class LoadQueue:
 
     async def _bring_part(self, loading: _Loading, groups: I64) -> None:
         """Claim blocks; then each goes its own way: copied, read, waited for, or round the cache."""
-        granted = self._share.take(len(groups))
-        loading.granted += granted
-        asked = groups[:granted]
-        claim = await self._buffer.claim(np.ascontiguousarray(loading.ids[asked]))
+        claim = await self._buffer.claim(np.ascontiguousarray(loading.ids[groups]))
         hit, mine, theirs = (claim.states == state for state in (CLAIM_HIT, CLAIM_MINE, CLAIM_THEIRS))
-        loading.slots[asked] = claim.slots
-        loading.held[asked[hit]] = _LEASED
-        loading.held[asked[mine]] = _FILLING
-        self._give_share(loading, granted - int(np.count_nonzero(mine)))
+        loading.slots[groups] = claim.slots
+        loading.held[groups[hit]] = _LEASED
+        loading.held[groups[mine]] = _FILLING
+        self._keep_to_share(loading, groups, mine)
         tasks = loading.tasks
         if theirs.any():
-            tasks.create_task(self._wait(loading, asked[theirs], claim.generations[theirs]))
-        around = np.concatenate((groups[granted:], asked[~(hit | mine | theirs)]))
-        if len(around):
-            tasks.create_task(self._bypass.load(loading.batch, loading.wanted_rows_of(around)[0]))
+            tasks.create_task(self._wait(loading, groups[theirs], claim.generations[theirs]))
+        around = ~(hit | mine | theirs)
+        if around.any():
+            tasks.create_task(self._bypass.load(loading.batch, loading.wanted_rows_of(groups[around])[0]))
         if hit.any():
-            tasks.create_task(self._deliver(loading, asked[hit]))
+            tasks.create_task(self._deliver(loading, groups[hit]))
         if mine.any():
-            await self._read(loading, asked[mine])
+            await self._read(loading, groups[mine])
+
+    def _keep_to_share(self, loading: _Loading, groups: I64, mine: Bools) -> None:
+        """Give up claims that exceed the share; they are no more in the mask `mine` then."""
+        claimed = np.flatnonzero(mine)
+        granted = self._share.take(len(claimed))
+        loading.granted += granted
+        surplus = claimed[granted:]
+        if len(surplus):
+            mine[surplus] = False
+            loading.held[groups[surplus]] = _FREE
+            self._table.fail(loading.slots[groups[surplus]], int(Status.CANCELLED))
+            self._waiting.look()
 
     async def _read(self, loading: _Loading, groups: I64) -> None:
         """Read blocks into their slots, and deliver them."""
