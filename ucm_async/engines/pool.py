@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..abc import Engine
 from ..native import ThreadPool
 from .base import ContextEngine
 from .requests import Requests
+from .system import current_system
 
 __all__ = ["PoolEngine", "make_pool"]
 
@@ -41,6 +43,6 @@ class PoolEngine(ContextEngine):
         return self._pool.threads
 
 
-def make_pool(threads: int, name: str) -> PoolEngine:
+def make_pool(threads: int, name: str) -> Engine:
     """Return a pool for file operations or copies, on the running loop."""
-    return PoolEngine(threads, name)
+    return current_system().make_engine("pool", threads) or PoolEngine(threads, name)
