@@ -73,6 +73,8 @@ class ThreadPool:
     def close(self) -> list[Any]: ...
     threads: int
     pending: int  # requests submitted and not finished
+    bytes: int  # transferred and copied by the batches that were reaped
+    errors: int  # their failed requests
 
 @final
 class AioContext:
@@ -94,6 +96,8 @@ class AioContext:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int  # transfers with the kernel
     waiting: int  # requests of unfinished chains that are not with the kernel
 
@@ -113,6 +117,8 @@ class UringContext:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int
     waiting: int
 
@@ -144,6 +150,8 @@ class Driver:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int  # transfers with the kernel
     waiting: int  # requests of unfinished chains that are not with the kernel
     threads: int  # helpers

@@ -77,7 +77,7 @@ class Engine(AsyncResource):
         and submitted later.
         """
 
-    def submit_small(self, requests: npt.NDArray[Any], chunk: int, nbytes: int, on_done: Callable[[], None]) -> bool:
+    def submit_small(self, requests: npt.NDArray[Any], chunk: int, on_done: Callable[[], None]) -> bool:
         """Start reads that are over soon, with a call instead of a future: the short way for one small block.
 
         Parameters
@@ -85,8 +85,6 @@ class Engine(AsyncResource):
         requests, chunk
             As for `submit`. What is not I/O may run on the loop itself, so it must be little: some 128 KiB of copies,
             and opens with ``FLAG_CACHED`` only.
-        nbytes
-            Bytes that it reads, for the statistics.
         on_done
             Called on the loop when the batch is done. It must not raise.
 

@@ -76,7 +76,7 @@ class StoreConfig:
     task_max : int
         Tasks under way at a time; the rows of one above that settle as BUSY. Default 4096.
     staging_buffer_gb : float
-        Memory of each lane between disk and callers. Default 0.125 (128 MiB).
+        Blocks that each lane holds at a time between disk and callers. Default 0.125 (128 MiB).
     unique_id : str
         Names the shared memory of a host: stores with the same one share a Cache stage. Default "": from the namespace.
     share_buffer_enable : bool

@@ -168,7 +168,7 @@ async def test_writes_of_aio_never_run_on_the_loop(engine: Any, scratch: Scratch
 async def test_submit_small_calls_back(engine: Any, scratch: Scratch) -> None:
     requests, path = load(scratch, 5)
     done = asyncio.Event()
-    assert engine.submit_small(requests, 5, PAGE_BYTES, done.set)
+    assert engine.submit_small(requests, 5, done.set)
     await asyncio.wait_for(done.wait(), 10)
     assert requests["result"][-1] <= 0
     assert engine.statistics()["direct"] == 1
@@ -176,7 +176,7 @@ async def test_submit_small_calls_back(engine: Any, scratch: Scratch) -> None:
     assert engine.statistics()["in_flight"] == 0
     assert path
     await engine.aclose()
-    assert not engine.submit_small(requests, 5, PAGE_BYTES, done.set)
+    assert not engine.submit_small(requests, 5, done.set)
 
 
 async def test_many_small_ones_at_once(engine: Any, scratch: Scratch) -> None:

@@ -15,7 +15,6 @@ from ucm_async.stages.posix.layout import (
     block_path,
     block_paths,
     choose_backend,
-    group_rows,
     merge_ranges,
     paths_below,
     subdirectories,
@@ -129,12 +128,6 @@ class TestRanges:
         columns = np.array(given_ranges, dtype=np.int64).reshape(-1, 3).T
         merged = merge_ranges(*columns, gap=gap)
         assert list(zip(*(one.tolist() for one in merged), strict=True)) == merged_slowly(given_ranges, gap)
-
-    @given(st.lists(st.integers(0, 4), max_size=30))
-    def test_grouping_consecutive_rows(self, blocks: list[int]) -> None:
-        first, group = group_rows(block_ids(blocks))
-        assert first.tolist() == [i for i in range(len(blocks)) if i == 0 or blocks[i] != blocks[i - 1]]
-        assert group.tolist() == [sum(at <= i for at in first.tolist()) - 1 for i in range(len(blocks))]
 
     @given(st.integers(1, 300), st.integers(1, 40_000))
     def test_a_file_is_header_shards_and_padding(self, shards: int, shard_size: int) -> None:

@@ -4,6 +4,8 @@ General layout::
 
     requests    the packed record that all of them understand (a leaf: it imports nothing)
     arena       the memory that belongs to the library, in slots
+    chains      tables of chains, one a block, and the copies between slots and callers
+    waits       ways to wait that keep hold of the memory
     base        native contexts -> asyncio: a batch, a future
     ring        a driver for batches and a direct way for what is small, for aio and uring
     pool        the adapter over threads, for file operations and copies

@@ -30,11 +30,11 @@ class PoolEngine(ContextEngine):
         self._pool = ThreadPool(threads, name)
         super().__init__(self._pool)
 
-    def submit_small(self, requests: Requests, chunk: int, nbytes: int, on_done: Callable[[], None]) -> bool:
+    def submit_small(self, requests: Requests, chunk: int, on_done: Callable[[], None]) -> bool:
         """See `ucm_async.abc.Engine.submit_small`; a thread runs the chains as it runs any others."""
         if self._closing is not None:
             return False
-        self._begin(self._pool, requests, on_done, chunk, nbytes)
+        self._begin(self._pool, requests, on_done, chunk)
         return True
 
     @property

@@ -117,11 +117,11 @@ class RingEngine(ContextEngine):
         self._batches_direct = 0
         super().__init__(self._driver, self._direct)
 
-    def submit_small(self, requests: Requests, chunk: int, nbytes: int, on_done: Callable[[], None]) -> bool:
+    def submit_small(self, requests: Requests, chunk: int, on_done: Callable[[], None]) -> bool:
         """See `ucm_async.abc.Engine.submit_small`."""
         if self._closing is not None or self._direct.waiting:
             return False
-        self._begin(self._direct, requests, on_done, chunk, nbytes)
+        self._begin(self._direct, requests, on_done, chunk)
         self._batches_direct += 1
         return True
 

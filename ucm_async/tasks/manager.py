@@ -114,7 +114,6 @@ class TaskManager:
             self._settle_at_once(task)
             return task
         self._tasks.add(task)
-        task.set_deadline(deadline)
         sink = self._sinks[lane]
         cuts = cut_slices(ids, memory.row_bytes, slice_bytes=self._slice_bytes, queues=sink.queues)
         task.expect_slices(len(cuts))
@@ -122,6 +121,7 @@ class TaskManager:
             queue = self._next_queue[lane]
             self._next_queue[lane] = (queue + 1) % sink.queues
             self._feed(lane, Slice(task, start, stop), queue)
+        task.set_deadline(deadline)  # last: the disk is at work meanwhile, or the task has settled already
         return task
 
     def _settle_at_once(self, task: Task) -> None:

@@ -192,9 +192,10 @@ class Task:
             self._timer = None
         if self.pending:
             self._gate.close()  # from here on no thread is inside the caller's memory, and none enters
-        status = self._work.copy()
-        if self.pending:
+            status = self._work.copy()  # late rows still go to the original
             status[status == PENDING] = rest
+        else:
+            status = self._work
         status.flags.writeable = False
         settled = self.pending == 0 or not self.memory.direct
         self._result = TaskResult(status, FailureSet(status, self._errors, self.ids, self.shards), settled)

@@ -12,16 +12,17 @@ import numpy.typing as npt
 from ...abc import Batch
 from ...engines import requests as rq
 from ...engines.arena import Arena
+from ...engines.chains import ChainTable, addresses_of, copy_requests
+from ...engines.waits import completed, patient, run_copies
 from ...errors import BackendIOError, NoSpaceError, StoreError
 from ...native import execute
-from ...tasks import cut_row
-from ...types import I64, U8, U64, Bools, Status
-from .chains import ChainTable, addresses_of, copy_requests, rank_in_group
+from ...tasks import cut_row, group_rows, rank_in_group
+from ...types import BLOCK_ID_BYTES, I64, U8, U64, Bools, Status
 from .files import BlockFiles
 from .header import CHECKSUM_FROM, pack_headers, seal_headers
 from .known import KnownBlocks
-from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, completed, patient, run_copies, status_of_errno
+from .layout import BlockLayout, choose_backend, merge_ranges
+from .transfer import DIRECT_ALIGN, Transfer, status_of_errno
 from .writes import BlockWrite, BlockWrites
 
 __all__ = ["Dumper"]
@@ -183,13 +184,15 @@ class Dumper:
     def _claim(self, batch: Batch, rows: I64) -> tuple[_Writing | None, I64]:
         """Claim what nobody else is writing; the second value is the rows of what somebody is."""
         first, group = group_rows(batch.ids[rows])
-        ends = np.append(first[1:], len(rows))
+        names = batch.ids[rows[first]].tobytes()
+        shards = batch.shards[rows].tolist()
+        bounds = [*first.tolist(), len(rows)]
         mine = np.zeros(len(first), dtype=np.bool_)
         writes: list[BlockWrite] = []
         wanted: list[int] = []
-        for g, (start, end) in enumerate(zip(first.tolist(), ends.tolist(), strict=True)):
-            bits = self._writes.bits(batch.shards[rows[start:end]])
-            write = self._writes.claim(batch.ids[rows[start]].tobytes(), bits)
+        for g in range(len(first)):
+            bits = self._writes.bits(shards[bounds[g] : bounds[g + 1]])
+            write = self._writes.claim(names[BLOCK_ID_BYTES * g : BLOCK_ID_BYTES * (g + 1)], bits)
             if write is not None:
                 mine[g] = True
                 writes.append(write)
@@ -271,7 +274,7 @@ class Dumper:
         slots[writing.slots[whole], headers.shape[1] : self._layout.header_bytes] = 0
 
     async def _move(self, writing: _Writing) -> None:
-        """Run a chain for each block: open, reserve, write, and, if it becomes whole, sync if asked to, close and commit.
+        """Run a chain for each block: open, reserve, write, and if it becomes whole sync (if asked), close and commit.
 
         The space is reserved at its exact size: ext4 rounds what a write asks for up to a power of two, and blocks with
         holes between them read at three quarters of the speed.
@@ -416,12 +419,13 @@ class Dumper:
         await self._drop_surplus()
 
     def _give_back(self, writing: _Writing, empty: Bools) -> None:
-        for g, write in enumerate(writing.writes):
-            if empty[g]:
+        outcomes = zip(empty.tolist(), writing.failed.tolist(), writing.completes.tolist(), strict=True)
+        for g, (write, (gone, failed, completes)) in enumerate(zip(writing.writes, outcomes, strict=True)):
+            if gone:
                 self._writes.failed(write, self._writes.full, self._writes.full)
-            elif writing.failed[g]:
+            elif failed:
                 self._writes.failed(write, writing.wanted[g], self._written(writing, g))
-            elif writing.completes[g]:
+            elif completes:
                 self._writes.committed(write)
             else:
                 self._writes.shards_in(write, writing.wanted[g])

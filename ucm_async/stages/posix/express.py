@@ -157,7 +157,7 @@ class ExpressLoads:
             else:
                 otherwise()
 
-        if self._transfer.engine.submit_small(chain.requests, chain.steps, self._layout.file_bytes, done):
+        if self._transfer.engine.submit_small(chain.requests, chain.steps, done):
             return True
         self._idle.append(chain)
         return False

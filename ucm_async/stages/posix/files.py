@@ -10,11 +10,11 @@ import numpy as np
 
 from ...abc import Engine
 from ...engines import requests as rq
+from ...engines.chains import addresses_of
+from ...engines.waits import completed, kept
 from ...types import I64, U8, Bools
 from .backend import QUARANTINE, WRITER_FANOUT, WRITER_NAME_BYTES, Backend
-from .chains import addresses_of
 from .layout import block_paths, paths_below, subdirectories
-from .transfer import completed, kept
 
 __all__ = ["BlockFiles"]
 

@@ -16,7 +16,6 @@ __all__ = [
     "block_path",
     "block_paths",
     "choose_backend",
-    "group_rows",
     "merge_ranges",
     "paths_below",
     "subdirectories",
@@ -130,22 +129,6 @@ def choose_backend(ids: U8, seeds: U64) -> I64:
     score *= _MIX_LOW
     best: I64 = np.argmax(score, axis=1).astype(np.int64)
     return best
-
-
-def group_rows(ids: U8) -> tuple[I64, I64]:
-    """Group consecutive rows of one block.
-
-    Returns
-    -------
-    first
-        int64, shape (g,): the first row of each group.
-    group
-        int64, shape (n,): the group of each row.
-    """
-    words = ids.view(np.uint64)
-    new = np.ones(len(ids), dtype=np.bool_)
-    new[1:] = (words[1:] != words[:-1]).any(axis=1)
-    return np.flatnonzero(new).astype(np.int64), (np.cumsum(new) - 1).astype(np.int64)
 
 
 def merge_ranges(group: I64, start: I64, stop: I64, *, gap: int) -> tuple[I64, I64, I64]:

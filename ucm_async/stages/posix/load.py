@@ -14,17 +14,22 @@ import numpy.typing as npt
 from ...abc import Batch
 from ...engines import requests as rq
 from ...engines.arena import Arena
+from ...engines.chains import ChainTable, addresses_of, copy_requests
+from ...engines.waits import completed, patient
 from ...errors import BackendIOError, CorruptError
-from ...tasks import Cuts, cut_row
+from ...tasks import Cuts, cut_row, group_rows, rank_in_group
 from ...types import I64, U8, U64, Bools, Status
-from .chains import ChainTable, addresses_of, copy_requests, rank_in_group
 from .files import BlockFiles
 from .header import CHECKSUM_FROM, check_headers, used_bytes
 from .known import KnownBlocks
-from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, completed, patient, status_of_errno
+from .layout import BlockLayout, choose_backend, merge_ranges
+from .transfer import DIRECT_ALIGN, Transfer, status_of_errno
 
 __all__ = ["Loader"]
+
+DIRECT_ROW_BYTES_MIN: Final = 256 << 10
+"""Smaller rows are read into slots, which are registered with the ring, and copied in the pass that checks them: that
+takes less time than pinning a caller's pages for each read."""
 
 READ_GAP_BYTES: Final = 32 << 10
 """Bytes read along between two ranges of one file: at 2 GB/s they cost what a second request does."""
@@ -112,7 +117,7 @@ class Loader:
         rows = np.flatnonzero(live)
         if len(rows) < len(live):
             batch.report(~live, Status.CANCELLED)  # their task has settled: nobody sees this
-        arena = self.transfer.slots_for(batch)
+        arena = self.transfer.slots_for(batch, DIRECT_ROW_BYTES_MIN)
         step = max(1, arena.slots // 2)  # a group needs a slot, there are no more groups than rows, and others wait too
         spoilt: list[int] = []
         for start in range(0, len(rows), step):

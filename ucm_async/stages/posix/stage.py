@@ -124,7 +124,7 @@ class PosixStage(Stage):
 
     async def _make_transfer(self, lane: str, threads: int) -> Transfer:
         slot = self._layout.file_bytes
-        slots = max(_SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // slot)
+        slots = max(_SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // self._layout.block_size)
         try:
             arena, heads = await asyncio.gather(
                 Arena.create(slot, slots), Arena.create(self._layout.header_bytes, HEAD_SLOTS)

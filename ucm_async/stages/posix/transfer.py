@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
 from ...abc import Batch, Engine
-from ...engines import requests as rq
 from ...engines.arena import Arena
-from ...native import execute
 from ...types import I64, U64, Status
 
-__all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "completed", "kept", "patient", "run_copies", "status_of_errno"]
+__all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "status_of_errno"]
 
 DIRECT_ALIGN: Final = 4096
 """What O_DIRECT asks of addresses, offsets and lengths. Many devices ask for less; no file system asks for more."""
-
-INLINE_COPY_BYTES_MAX: Final = 128 << 10
-"""So much is copied and checked on the loop itself: about 15 µs, less than a hop to another thread and back."""
 
 
 @dataclass(slots=True)
@@ -47,9 +41,13 @@ class Transfer:
     heads: Arena
     counts: Counter[str] = field(default_factory=Counter)
 
-    def slots_for(self, batch: Batch) -> Arena:
-        """Return where a batch gets its slots: from `heads` if the kernel can reach the memory of the caller itself."""
-        return self.heads if batch.direct and can_go_direct(batch.addresses, batch.piece_sizes) else self.arena
+    def slots_for(self, batch: Batch, row_bytes_min: int = 0) -> Arena:
+        """Return where a batch gets its slots.
+
+        From `heads` if the kernel can reach the memory of the caller itself, and rows have `row_bytes_min` at least.
+        """
+        direct = batch.direct and int(batch.piece_sizes.sum()) >= row_bytes_min
+        return self.heads if direct and can_go_direct(batch.addresses, batch.piece_sizes) else self.arena
 
 
 def can_go_direct(addresses: U64, piece_sizes: I64) -> bool:
@@ -64,53 +62,3 @@ def status_of_errno(number: int) -> Status:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return Status.NO_SPACE
     return Status.IO_ERROR
-
-
-async def run_copies(requests: rq.Requests, pool: Engine, chunk: int) -> None:
-    """Run copies and checksums: a few on the loop, more in the pool, `chunk` requests a job."""
-    if int(requests["length"].sum()) <= INLINE_COPY_BYTES_MAX:
-        execute(requests)
-    else:
-        await completed(pool.submit(requests, chunk))
-
-
-async def completed(future: asyncio.Future[None]) -> None:
-    """Wait for a batch that works on slots, or on a caller's memory: a cancellation waits for it, too."""
-    cancellation: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError as error:
-            cancellation = error
-    if cancellation is not None:
-        raise cancellation
-
-
-async def kept(future: asyncio.Future[None], *memory: object) -> None:
-    """Wait for a batch that works on `memory`, which lives until the batch is done, though the wait be cancelled."""
-    future.add_done_callback(lambda _: memory)
-    await asyncio.shield(future)
-
-
-async def patient(future: asyncio.Future[None], seconds: float) -> bool:
-    """Wait for `future` up to `seconds` without cancelling it; tell whether it is done."""
-    if future.done():
-        return True
-    loop = future.get_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-
-    def wake(_: object = None) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    timer = loop.call_later(max(0.0, min(seconds, _TIMER_S_MAX)), wake)
-    future.add_done_callback(wake)
-    try:
-        await waiter
-    finally:
-        timer.cancel()
-        future.remove_done_callback(wake)
-    return future.done()
-
-
-_TIMER_S_MAX: Final = 86_400.0
