@@ -177,9 +177,12 @@ class Dumper:
             return np.ones(len(ids), dtype=np.bool_)
         result = await self._files.sync(ids, backend, self.transfer.pool)
         _, group = group_rows(batch.ids[rows])
-        for number in np.unique(-result[result != -errno.ENOENT]).tolist():
+        there = np.asarray(result != -errno.ENOENT)
+        for number in np.unique(-result[there]).tolist():
             batch.report(rows[(result == -number)[group]], *(_failure(number) if number else (Status.OK, None)))
-        return np.asarray(result != -errno.ENOENT)
+        if result.any():
+            self._known.removed(ids[result != 0])
+        return there
 
     def _claim(self, batch: Batch, rows: I64) -> tuple[_Writing | None, I64]:
         """Claim what nobody else is writing; the second value is the rows of what somebody is."""
@@ -399,6 +402,8 @@ class Dumper:
             result[done] = await self._files.sync_directories(ids[done], backend[done], pool)
             result[lost] = await self._files.sync(ids[lost], backend[lost], pool)
         deleted = lost & (result == -errno.ENOENT)
+        if (result < 0).any():
+            self._known.removed(ids[result < 0])
         writing.lost[whole] |= done | lost | (result == -errno.ENOENT)
         writing.failed[whole] = np.where(deleted, AGAIN, -result)
 
