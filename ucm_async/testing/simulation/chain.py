@@ -7,13 +7,12 @@ that were submitted together interleave, and between two pieces of one transfer 
 from __future__ import annotations
 
 import errno
-
 from typing import TYPE_CHECKING, Final
 
 from ...engines import requests as rq
 from ...native import crc32c, execute
 from .faults import FILE_S, MEMORY_S, TRANSFER_S
-from .memory import IOVECS_MAX, Ranges, is_closed, put, ranges_of, take, text_at
+from .memory import IOVECS_MAX, Ranges, is_closed, ranges_of, take
 
 if TYPE_CHECKING:
     from .process import SimulatedProcess
@@ -111,8 +110,14 @@ class Chain:
         return self.begin()
 
     def abandon(self) -> None:
-        """Fail as a whole, and do nothing more: the process is dead. What it had open is closed with it."""
-        self._results[:] = -errno.EIO
+        """Do nothing more to the disk, and fail as a whole: the process is dead, and what it had open is closed.
+
+        What only works on memory is done: the Python objects that go on without a process have no reason to fail there.
+        """
+        if all(row[0] & rq.OP_MASK in MEMORY for row in self._rows):
+            execute(self._requests)
+        else:
+            self._results[:] = -errno.EIO
         self.running = len(self._rows)
 
     # ---- one request

@@ -9,6 +9,7 @@ import errno
 import os
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from .faults import Faults
@@ -108,15 +109,15 @@ class SimulatedDisk:
         if not path:
             raise _error(errno.ENOENT)
         directory = self.root if path[0] == "/" else base
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        for part in parts[:-1]:
+        *above, last = _parts(path)
+        for part in above:
             node = directory.entries.get(part)
             if node is None:
                 raise _error(errno.ENOENT, path)
             if not isinstance(node, Directory):
                 raise _error(errno.ENOTDIR, path)
             directory = node
-        return directory, parts[-1] if parts else ""
+        return directory, last
 
     def _change(self, *steps: tuple[Directory, str, Node | None]) -> None:
         edit = Edit(steps)
@@ -355,7 +356,11 @@ STALE_SHARE: Final = 0.3
 """How often a file that was extended and never written shows old bytes rather than zeros."""
 
 
+@lru_cache(maxsize=4096)
+def _parts(path: str) -> tuple[str, ...]:
+    """Return the names in a path; one that is empty stands for the directory it begins in."""
+    return tuple(part for part in path.split("/") if part not in ("", ".")) or ("",)
+
+
 def _error(number: int, path: str | None = None) -> OSError:
     return OSError(number, os.strerror(number), path)
-
-

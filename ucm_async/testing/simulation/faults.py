@@ -9,7 +9,7 @@ from typing import Final
 
 __all__ = ["HONEST", "LYING", "FaultRates", "Faults"]
 
-LYING: Final = ("lost_write", "misdirected_write", "flip")
+LYING: Final = ("lost_write", "misdirected_write", "flip", "short_read")
 """Faults that nobody reports: what was synced may be gone afterwards, and only a checksum tells."""
 
 HONEST: Final = ("read_error", "write_error", "sync_error", "file_error")

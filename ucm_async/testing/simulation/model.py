@@ -18,6 +18,7 @@ __all__ = ["Asked", "Model", "Violation"]
 
 NONE, STORED, SYNCED = range(3)
 _LEVELS: Final[dict[Durability, int]] = {"cached": NONE, "stored": STORED, "synced": SYNCED}
+_SYNCS: Final = ("sync_error",)
 _NO_SPACE: Final = ("short_write", "no_space")
 
 
@@ -42,7 +43,9 @@ class _Block:
     torn, torn_s
         A power cut may have left some of its bytes, and when it last may have.
     dumps
-        Under way.
+        How many are under way.
+    syncing
+        Synced dumps that may still be at it, by process: a sync that fails may cost them the copy that was there.
     believers
         Processes that may take it for stored though it is gone.
     """
@@ -56,6 +59,7 @@ class _Block:
     torn_s: float = -1.0
     dumps: int = 0
     deletes: int = 0
+    syncing: list[Asked] = field(default_factory=list)
     believers: set[int] = field(default_factory=set)
 
 
@@ -92,6 +96,7 @@ class Asked:
     epochs: list[int]
     promises: list[int]
     errors: int
+    failed_syncs: int
     refusals: int
     life: int
     cancelled: bool = False
@@ -108,17 +113,32 @@ class Model:
         Asked what has gone wrong.
     now_s
         The clock.
+    keeps_shards
+        Whether blocks that are not whole are kept, however many there are.
+    strict
+        Whether a dump that is OK promises its block also if a power cut had left a torn copy of it, which the dump
+        found and took for stored. Otherwise such a block is promised again once it was loaded as a whole.
     """
 
-    def __init__(self, blocks: int, shards: int, disk: SimulatedDisk, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        shards: int,
+        disk: SimulatedDisk,
+        now_s: Callable[[], float],
+        *,
+        keeps_shards: bool = True,
+        strict: bool = False,
+    ) -> None:
         self._full = (1 << shards) - 1
         self._blocks = [_Block() for _ in range(blocks)]
         self._processes: dict[int, _Process] = {}
         self._lives: dict[int, int] = {}
         self._disk = disk
         self._now_s = now_s
+        self._keeps_shards = keeps_shards
+        self._strict = strict
         self._excused = 0
-        self.weak_partials = False
 
     # ---- processes and the machine
 
@@ -132,6 +152,10 @@ class Model:
     def ended(self, process: int) -> None:
         """A process has closed its store, or died: shards of blocks that were not whole are gone."""
         self._processes.pop(process, None)
+        for block in self._blocks:
+            if self._may_have_lost_it(block):
+                block.promise = NONE
+            block.syncing = [one for one in block.syncing if one.process != process]
 
     def power_was_cut(self) -> None:
         """Only what was synced is sure; the rest may be there, in part, and what was deleted may be back."""
@@ -165,6 +189,7 @@ class Model:
             [self._blocks[block].epoch for block in blocks],
             [self._blocks[block].promise for block in blocks],
             self._disk.faults.count(HONEST),
+            self._disk.faults.count(_SYNCS),
             self._disk.faults.count(_NO_SPACE),
             self._lives[process],
         )
@@ -175,6 +200,8 @@ class Model:
         for row, number in enumerate(asked.blocks):
             block = self._blocks[number]
             block.dumps += 1
+            if asked.level == SYNCED:
+                block.syncing.append(asked)
             bits = self._full if asked.shards is None else 1 << asked.shards[row]
             given[number] = given.get(number, 0) | bits
             if given[number] == self._full:
@@ -196,6 +223,17 @@ class Model:
             else:
                 self._check_failure(asked, row, status, "dump")
                 self._processes[asked.process].muddy.add(number)
+            if asked.level == SYNCED:
+                self._sync_ended(asked, number, status)
+
+    def _sync_ended(self, asked: Asked, number: int, status: Status) -> None:
+        block = self._blocks[number]
+        if status == Status.OK:
+            block.syncing = [one for one in block.syncing if one is not asked]
+        else:
+            block.promise = NONE
+        if self._disk.faults.count(_SYNCS) > asked.failed_syncs:
+            block.epoch += 1  # it may have been gone for a while
 
     def _row_dumped(self, asked: Asked, row: int, number: int) -> None:
         block, process = self._blocks[number], self._processes[asked.process]
@@ -207,11 +245,13 @@ class Model:
             return
         process.done[number] = process.done.get(number, 0) | 1 << asked.shards[row]
         process.level[number] = min(process.level.get(number, SYNCED), asked.level)
-        if process.done[number] == self._full and number not in process.muddy and not self.weak_partials:
+        if process.done[number] == self._full and number not in process.muddy and self._keeps_shards:
             self._promise(number, process.level[number])
 
     def _promise(self, number: int, level: int) -> None:
         block = self._blocks[number]
+        if self._strict and level:
+            self._is_sound(block)
         if not block.torn:
             block.promise = max(block.promise, level)
         self._forget_shards(number)
@@ -291,6 +331,11 @@ class Model:
     def _was_possible(self, block: _Block, asked: Asked) -> bool:
         return block.possible or block.possible_s > asked.began_s
 
+    def _may_have_lost_it(self, block: _Block) -> bool:
+        """Tell whether a sync of the block may have failed, and cost it the copy that was there."""
+        failed = self._disk.faults.count(_SYNCS)
+        return any(failed > one.failed_syncs for one in block.syncing)
+
     def _is_sound(self, block: _Block) -> None:
         if block.torn:
             block.torn = False
@@ -300,6 +345,8 @@ class Model:
         number = asked.blocks[row]
         block = self._blocks[number]
         if asked.promises[row] == NONE or asked.epochs[row] != block.epoch:
+            return
+        if self._may_have_lost_it(block):
             return
         self._lost(number, what)
 

@@ -37,6 +37,8 @@ class Setting:
         What goes wrong while the steps run.
     queue_number, queue_depth, io_depth, partial_blocks_max
         Configuration keys.
+    cap_bytes
+        The cap that the stores must keep, 0 for none.
     last
         How the run ends: "close", "kill" or "power cut". What was promised must then be there.
     """
@@ -54,6 +56,7 @@ class Setting:
     io_depth: int
     partial_blocks_max: int
     last: str
+    cap_bytes: int = 0
 
     @property
     def block_bytes(self) -> int:
@@ -107,7 +110,9 @@ class Plan:
     steps: tuple[Step, ...]
 
 
-_GEOMETRIES: Final = ((4, 1024), (2, 4096), (1, 4096), (3, 1536), (2, 2048), (8, 512))
+_GEOMETRIES: Final = (*((4, 1024), (2, 4096), (1, 4096), (3, 1536), (2, 2048), (8, 512)) * 4, (1, 256 << 10))
+"""Shards and bytes of a shard: aligned and not, on the short way and not, and one that is loaded without a slot."""
+
 _DURABILITIES: Final[tuple[Durability, ...]] = ("stored", "stored", "synced", "cached")
 _WEIGHTS: Final = {
     "dump": 22,
@@ -149,6 +154,7 @@ _KINDS: Final[dict[str, Callable[[random.Random], FaultRates]]] = {
         sync_error=0.3 * generator.random(),
         file_error=0.05 * generator.random(),
     ),
+    "syncs": lambda generator: FaultRates(sync_error=0.5 * generator.random()),
     "full": lambda generator: FaultRates(short_write=0.05 * generator.random()),
     "lying": lambda generator: FaultRates(
         short_read=0.05 * generator.random(),
@@ -160,7 +166,7 @@ _KINDS: Final[dict[str, Callable[[random.Random], FaultRates]]] = {
 
 def _draw_setting(generator: random.Random, kind: str) -> Setting:
     shards, shard_bytes = generator.choice(_GEOMETRIES)
-    blocks = generator.randint(3, 8)
+    blocks = generator.choice((2, 3, 3, 4, 6))  # few: calls that overlap should meet
     file_bytes = 4096 + -(-shards * shard_bytes // 4096) * 4096
     # Room for some of the blocks, and for the few small files beside them.
     room = 4 * 4096 + file_bytes * generator.randint(1, blocks)
@@ -194,7 +200,9 @@ def _draw_step(generator: random.Random, setting: Setting, kind: str) -> list[St
     if verb in ("dump", "load"):
         return [_draw_rows(generator, setting, step)]
     if verb in ("lookup", "prefix", "delete"):
-        count = generator.randint(1, 2 if verb == "delete" else setting.blocks)
+        if verb == "delete":
+            return [replace(step, blocks=(_draw_block(generator, setting),))]
+        count = generator.randint(1, setting.blocks)
         return [replace(step, blocks=tuple(generator.sample(range(setting.blocks), count)))]
     if verb == "hang":
         return [replace(step, seconds=generator.choice((0.01, 0.3, 5.0)))]
@@ -207,8 +215,8 @@ def _draw_step(generator: random.Random, setting: Setting, kind: str) -> list[St
 
 def _draw_rows(generator: random.Random, setting: Setting, step: Step) -> Step:
     """Draw what a dump or a load moves, and how long it may take."""
-    count = generator.choice((1, 1, 1, 2, 3, setting.blocks))
-    blocks = generator.choices(range(setting.blocks), k=min(count, setting.blocks))
+    count = generator.choice((1, 1, 1, 2, setting.blocks))
+    blocks = [_draw_block(generator, setting) for _ in range(min(count, setting.blocks))]
     shards: tuple[int, ...] | None = None
     if setting.shards > 1 and generator.random() < 0.4:
         pairs = dict.fromkeys((block, generator.randrange(setting.shards)) for block in blocks for _ in range(2))
@@ -227,6 +235,11 @@ def _draw_rows(generator: random.Random, setting: Setting, step: Step) -> Step:
     )
 
 
+def _draw_block(generator: random.Random, setting: Setting) -> int:
+    """Draw one block; every other time it is the first."""
+    return 0 if generator.random() < 0.5 else generator.randrange(setting.blocks)
+
+
 def _draw_patience(generator: random.Random) -> dict[str, float | None]:
     chance = generator.random()
     if chance < 0.6:
@@ -238,7 +251,7 @@ def _draw_patience(generator: random.Random) -> dict[str, float | None]:
 
 def _scatter(generator: random.Random, setting: Setting, step: Step) -> list[Step]:
     """Dump the shards of one block from several tasks, in any order, all of them under way together."""
-    block = generator.randrange(setting.blocks)
+    block = _draw_block(generator, setting)
     shards = list(range(setting.shards))
     generator.shuffle(shards)
     durability = generator.choice(_DURABILITIES)

@@ -282,6 +282,7 @@ class SimulatedProcess(System):
         """Read a piece of a transfer into memory; returns the bytes, or -errno."""
         faults = self.faults
         if faults.strikes("short_read"):
+            self.disk.lies += 1  # twice in a row, and the file counts as truncated
             size = size // 2 // SECTOR * SECTOR
         try:
             data = self.disk.read(self._descriptor(fd), offset, size)

@@ -54,7 +54,9 @@ class Outcome:
         return f"ucm-async simulate --seed {self.seed} --steps {self.steps} --pipeline '{self.pipeline}'"
 
 
-def run_seed(seed: int, *, steps: int = STEPS, pipeline: str = "Posix", digest: bool = False) -> Outcome:
+def run_seed(
+    seed: int, *, steps: int = STEPS, pipeline: str = "Posix", strict: bool = False, digest: bool = False
+) -> Outcome:
     """Run a seed to its end, or to the first broken promise.
 
     Parameters
@@ -79,7 +81,7 @@ def run_seed(seed: int, *, steps: int = STEPS, pipeline: str = "Posix", digest: 
 
     async def main() -> None:
         nonlocal walk
-        walk = Walk(plan, Faults(generator), pipeline)
+        walk = Walk(plan, Faults(generator), pipeline, strict=strict)
         await walk.run()
 
     try:

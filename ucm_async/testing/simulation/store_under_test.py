@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator
+from dataclasses import is_dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -17,9 +18,12 @@ from .model import Violation
 from .plan import Setting
 from .process import SimulatedProcess
 
-__all__ = ["BACKEND", "StoreUnderTest", "keys_of"]
+__all__ = ["BACKEND", "TIMEOUT_S", "StoreUnderTest", "keys_of"]
 
 BACKEND: Final = "/kv"
+TIMEOUT_S: Final = 2.0
+"""Deadline of a call that names none."""
+
 REGISTERED_BLOCKS: Final = 6
 PAGE_BYTES: Final = 4096
 QUIET_S: Final = 0.01
@@ -35,19 +39,29 @@ def keys_of(setting: Setting, pipeline: str) -> dict[str, Any]:
         "block_size": setting.block_bytes,
         "shard_size": setting.shard_bytes,
         "namespace": "simulation",
-        "timeout_ms": 2000,
+        "timeout_ms": TIMEOUT_S * 1e3,
         "staging_buffer_gb": 2**-14,  # the fewest slots there are: they are used again soon
         "known_blocks_max": 64,
         "io_depth": setting.io_depth,
         "queue_number": setting.queue_number,
         "queue_depth": setting.queue_depth,
         "partial_blocks_max": setting.partial_blocks_max,
+        "posix_capacity_gb": setting.cap_bytes / (1 << 30),
         "share_buffer_enable": False,
     }
 
 
 class StoreUnderTest:
     """One store of a run; `open` it, ask it through `client`, and end it by `close` or `bury`.
+
+    Parameters
+    ----------
+    number
+        Which of the run's stores it is.
+    process
+        The process it lives in.
+    setting, pipeline
+        What to open.
 
     Attributes
     ----------
@@ -61,9 +75,10 @@ class StoreUnderTest:
         Registered memory, uint8, shape (rows, bytes of a block); `lend` gives rows of it.
     """
 
-    def __init__(self, process: SimulatedProcess, setting: Setting, pipeline: str) -> None:
+    def __init__(self, number: int, process: SimulatedProcess, setting: Setting, pipeline: str) -> None:
+        self.number = number
         self.process = process
-        self.clients: set[asyncio.Task[None]] = set()
+        self.clients: list[asyncio.Task[None]] = []
         self._keys = keys_of(setting, pipeline)
         self._registration = contextlib.ExitStack()
         raw = np.zeros(REGISTERED_BLOCKS * setting.block_bytes + PAGE_BYTES, dtype=np.uint8)
@@ -89,7 +104,7 @@ class StoreUnderTest:
         """Start a call in a task of its own."""
         with use_system(self.process):
             task = asyncio.get_running_loop().create_task(call)
-        self.clients.add(task)
+        self.clients.append(task)
 
     async def join(self) -> None:
         """Wait for the calls under way, and raise what one of them raised."""
@@ -99,8 +114,9 @@ class StoreUnderTest:
 
     def look(self) -> None:
         """Raise what a call that is over has raised, and what memory was used twice."""
-        for task in [task for task in self.clients if task.done()]:
-            self.clients.discard(task)
+        done = [task for task in self.clients if task.done()]
+        self.clients = [task for task in self.clients if not task.done()]
+        for task in done:
             task.result()
         if self.process.memory.violations:
             raise Violation(self.process.memory.violations[0])
@@ -143,11 +159,10 @@ class StoreUnderTest:
             await asyncio.sleep(QUIET_S)
 
     def _busy(self) -> list[str]:
-        told = self.store.statistics().as_dict()
-        busy = list(_counts("", told["pipeline"]))
-        if not self.idle():
-            busy.append(f"tasks {told['tasks']}")
-        return busy
+        told = self.store.statistics()
+        if told.tasks.submitted != told.tasks.finished:
+            return [f"{told.tasks.submitted - told.tasks.finished} tasks are not finished"]
+        return list(_counts("", told.pipeline))
 
     async def close(self) -> None:
         """Close the store, and see that nothing stays open."""
@@ -164,10 +179,12 @@ class StoreUnderTest:
         await self.close()
 
 
-def _counts(where: str, told: Mapping[str, Any]) -> Iterator[str]:
-    """Name the counters of `told` that show that something is under way."""
+def _counts(where: str, told: Any) -> Iterator[str]:
+    """Name the counters of `told` that show that something is under way or kept."""
+    if is_dataclass(told):
+        told = {name: getattr(told, name) for name in told.__dataclass_fields__}
     for key, value in told.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict) or is_dataclass(value):
             yield from _counts(f"{where}{key}.", value)
-        elif key in _AT_REST and value:
+        elif value and key in _AT_REST:
             yield f"{where}{key} is {value}"
