@@ -1,7 +1,9 @@
 # `make demo` and `make test` are all that is needed; each prepares what it uses.
 # Inside a virtual environment that one is used, elsewhere .venv is made here.
+# PYTEST_ARGS go to pytest; by default each processor runs whole files of tests.
 
 PYTHON ?= python3
+PYTEST_ARGS ?= -n auto --dist loadfile
 ENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),$(CURDIR)/.venv)
 PY := $(ENV)/bin/python
 INSTALLED := build/installed$(subst /,-,$(ENV))

@@ -28,10 +28,12 @@ __all__ = [
     "Mapping",
     "ThreadPool",
     "UringContext",
+    "block_paths",
     "crc32c",
     "execute",
     "export_buffers",
     "io_setup_limit",
+    "mix_ids",
 ]
 
 
@@ -65,10 +67,12 @@ if TYPE_CHECKING or NATIVE:
         Mapping,
         ThreadPool,
         UringContext,
+        block_paths,
         crc32c,
         execute,
         export_buffers,
         io_setup_limit,
+        mix_ids,
     )
 else:
     from ._portable import (
@@ -82,8 +86,10 @@ else:
         Mapping,
         ThreadPool,
         UringContext,
+        block_paths,
         crc32c,
         execute,
         export_buffers,
         io_setup_limit,
+        mix_ids,
     )

@@ -14,7 +14,7 @@ from ucm_async.abc import Stage
 from ucm_async.errors import ConfigError, UnknownNameError
 from ucm_async.pipeline import register_stage, registry
 
-from .doubles import OpenStage, SlowStage
+from .doubles import ImmediateStage, OpenStage, SlowStage
 
 IDS = block_ids(range(4))
 
@@ -24,6 +24,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     register_stage("Slow", SlowStage)
     register_stage("Open", OpenStage)
+    register_stage("Immediate", ImmediateStage)
     SlowStage.made.clear()
     yield
     SlowStage.made.clear()
@@ -188,3 +189,12 @@ class TestCompose:
 
         with pytest.raises(TypeError, match="abstract"):
             Half(None, None)  # type: ignore[abstract, arg-type]
+
+
+async def test_loads_that_settle_at_once_leave_nothing_behind() -> None:
+    """Awaiting a settled task gives the loop no turn: a caller may go on like that for ever."""
+    row = np.zeros((1, 16), dtype=np.uint8)
+    async with open_store("Immediate", block_size=16, task_max=4) as store:
+        for _ in range(10):
+            assert (await store.load(IDS[:1], None, row)).ok.all()
+        assert store.statistics().tasks.finished == 10

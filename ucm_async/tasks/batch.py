@@ -62,9 +62,12 @@ class Slice:
     def succeed(self) -> None:
         """Settle every row, none of which was reported yet, as OK."""
         self.status[:] = Status.OK
+        task = self.task
+        # Whoever waits goes on first. Nobody does if the task settles inside of its own submit.
+        finish = task.finish_slice_soon if task.awaited else task.slice_finished
         count, self.pending = self.pending, 0
-        self.task.rows_in(count)
-        self.task.slice_finished()
+        task.rows_in(count)
+        finish()
 
     def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
         """Settle `rows` (counted from the slice's start). The first report of a row counts."""

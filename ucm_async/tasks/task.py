@@ -134,6 +134,11 @@ class Task:
         return self._result is None
 
     @property
+    def awaited(self) -> bool:
+        """True while somebody waits for the task."""
+        return bool(self._waiters)
+
+    @property
     def gate_address(self) -> int:
         """For ``REQUEST.gate``: nothing is copied, and nothing is begun, once it is closed."""
         return self._gate.address
@@ -173,6 +178,10 @@ class Task:
         self.pending -= count
         if self.pending == 0:
             self.settle(Status.OK)
+
+    def finish_slice_soon(self) -> None:
+        """Call `slice_finished` after whoever waits has gone on."""
+        self._loop.call_soon(self.slice_finished)
 
     def slice_finished(self) -> None:
         """Count a slice that came back; the last of them finishes the task."""
