@@ -124,7 +124,7 @@ class Chain:
 
     def _refusal(self, row: Row, code: int) -> int | None:
         """Return the result of a request that ends at once; None if it is to be run."""
-        opcode, _, _, address, length, gate, _ = row
+        opcode = row[0]
         if opcode & rq.FLAG_IF_WELL and not self._well:
             return CANCELED
         if opcode & ~(rq.OP_MASK | FLAGS) or not (code <= rq.OP_FSYNC or code in MEMORY):
@@ -135,27 +135,26 @@ class Chain:
             return self._refusal_of_work(row)
         if opcode & rq.FLAG_LINK and self._descriptor < 0:
             return self._descriptor
-        if code <= rq.OP_WRITEV:
-            if is_closed(gate):
-                return CANCELED
-            if code in (rq.OP_READV, rq.OP_WRITEV) and length > IOVECS_MAX:
-                return -errno.EINVAL
-            return self._refusal_of_transfer(row, code, address)
-        return None
+        return self._refusal_of_transfer(row, code) if code <= rq.OP_WRITEV else None
 
     def _refusal_of_work(self, row: Row) -> int | None:
         if row[0] & rq.FLAG_CHAIN and self._previous < 0:
             return -errno.EINVAL if self._previous == rq.PENDING_RESULT else CANCELED
         return None
 
-    def _refusal_of_transfer(self, row: Row, code: int, address: int) -> int | None:
+    def _refusal_of_transfer(self, row: Row, code: int) -> int | None:
+        _, _, offset, address, length, gate, _ = row
+        if is_closed(gate):
+            return CANCELED
+        if code in (rq.OP_READV, rq.OP_WRITEV) and length > IOVECS_MAX:
+            return -errno.EINVAL
         opened = self._process.opened(self._fd(row))
         if opened is None or not (opened.readable if code in READS else opened.writable):
             return -errno.EBADF
-        if not address and row[4]:
+        if not address and length:
             return -errno.EFAULT
-        ranges = ranges_of(code, address, row[4])
-        if opened.direct and any(n % DIRECT_ALIGN for n in (row[2], *(n for one in ranges for n in one))):
+        ranges = ranges_of(code, address, length)
+        if opened.direct and any(n % DIRECT_ALIGN for n in (offset, *(n for one in ranges for n in one))):
             return -errno.EINVAL
         return None
 

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any, Final, NoReturn, TypeVar
 
 import anyio.to_thread
@@ -83,11 +83,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         with _anyio_without_threads():
             super().run_forever()
 
-    def call_soon_threadsafe(self, *args: Any, **keys: Any) -> asyncio.Handle:
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         """As ``call_soon``; SimulationError from another thread, whose calls nobody can repeat."""
         if self._thread_id not in (None, threading.get_ident()):  # type: ignore[attr-defined]
             raise SimulationError("a thread calls a simulated loop: what it does cannot be repeated")
-        return self.call_soon(*args, **keys)
+        return self.call_soon(callback, *args, context=context)
 
     def run_in_executor(self, executor: Any, func: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:  # type: ignore[override]
         """Run `func` on the loop a moment later; the future brings what it returned."""
@@ -151,7 +153,7 @@ def _anyio_without_threads() -> Iterator[None]:
             with anyio.CancelScope(shield=True):
                 return await running
 
-    anyio.to_thread.run_sync = run_sync
+    anyio.to_thread.run_sync = run_sync  # type: ignore[assignment]
     try:
         yield
     finally:

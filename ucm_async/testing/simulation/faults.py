@@ -7,10 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Final
 
-__all__ = ["HONEST", "LYING", "FaultRates", "Faults"]
-
-LYING: Final = ("lost_write", "misdirected_write", "flip", "short_read")
-"""Faults that nobody reports: what was synced may be gone afterwards, and only a checksum tells."""
+__all__ = ["CALM", "HONEST", "KINDS", "FaultRates", "Faults"]
 
 HONEST: Final = ("read_error", "write_error", "sync_error", "file_error")
 """Faults that are reported as an errno."""
@@ -102,3 +99,4 @@ class Faults:
 
 
 KINDS: Final = tuple(one.name for one in fields(FaultRates))
+"""The names of all rates."""

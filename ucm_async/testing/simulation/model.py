@@ -210,7 +210,7 @@ class Model:
 
     def dumped(self, asked: Asked, statuses: Sequence[Status] | None) -> None:
         """A dump has ended; `statuses` is None if its process died before."""
-        for row, number in enumerate(asked.blocks):
+        for number in asked.blocks:
             block = self._blocks[number]
             block.dumps -= 1
             if block.possible:

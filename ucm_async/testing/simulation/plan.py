@@ -1,4 +1,4 @@
-"""What a seed stands for: a machine, a store, what goes wrong, and what is asked of it. Plain data, drawn before the run.
+"""What a seed stands for: a machine, a store, what goes wrong, and what is asked of it. Data, drawn before the run.
 
 Steps do not depend on each other's outcome, so the first K of them are a plan as well: the way to a shorter failure.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from ...types import Durability
 from .faults import FaultRates
@@ -240,7 +240,7 @@ def _draw_block(generator: random.Random, setting: Setting) -> int:
     return 0 if generator.random() < 0.5 else generator.randrange(setting.blocks)
 
 
-def _draw_patience(generator: random.Random) -> dict[str, float | None]:
+def _draw_patience(generator: random.Random) -> dict[str, Any]:
     chance = generator.random()
     if chance < 0.6:
         return {}

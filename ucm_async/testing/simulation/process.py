@@ -135,7 +135,7 @@ class SimulatedProcess(System):
             self.disk.close(self._descriptors.pop(fd))
 
     def lock(self, fd: int, *, wait: bool = True) -> None:
-        """See `System.lock`. Nobody holds a lock from one operation to the next and lets others wait: that is an error."""
+        """See `System.lock`. Nobody waits: what takes a lock to others' cost gives it back before they run."""
         self._live().lock(self._descriptors[fd])
 
     def sync_directory(self, path: Path) -> None:

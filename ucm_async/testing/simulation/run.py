@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
 from .clock import SimulatedLoop, SimulationError
 from .faults import Faults
@@ -13,7 +13,10 @@ from .model import Violation
 from .plan import STEPS, Plan, draw_plan
 from .walk import Walk
 
-__all__ = ["Outcome", "run_seed"]
+__all__ = ["Outcome", "run_plan", "run_seed"]
+
+TAIL: Final = 40
+"""Entries of the trace that an outcome shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Outcome:
 
     Attributes
     ----------
-    seed, pipeline, plan
+    plan, pipeline, strict
         What was run.
     violation
         The promise that was broken; empty if none was.
@@ -38,9 +41,9 @@ class Outcome:
         The last things that happened, as lines.
     """
 
-    seed: int
-    pipeline: str
     plan: Plan
+    pipeline: str
+    strict: bool
     violation: str
     steps: int
     digest: str
@@ -51,7 +54,8 @@ class Outcome:
     @property
     def command(self) -> str:
         """What repeats it."""
-        return f"ucm-async simulate --seed {self.seed} --steps {self.steps} --pipeline '{self.pipeline}'"
+        strict = " --strict" if self.strict else ""
+        return f"ucm-async simulate --seed {self.plan.seed} --steps {self.steps} --pipeline '{self.pipeline}'{strict}"
 
 
 def run_seed(
@@ -67,42 +71,49 @@ def run_seed(
         How many steps to take of those that the seed stands for.
     pipeline
         Composition of the stores.
+    strict
+        See `ucm_async.testing.simulation.model.Model`.
     digest
         Whether to take the hash of what happened.
     """
     generator = random.Random(seed)
-    plan = draw_plan(generator, seed, max(steps, STEPS))
-    plan = Plan(seed, plan.setting, plan.steps[:steps])
+    whole = draw_plan(generator, seed, max(steps, STEPS))
+    plan = Plan(seed, whole.setting, whole.steps[:steps])
+    return run_plan(plan, generator, pipeline=pipeline, strict=strict, digest=digest)
+
+
+def run_plan(
+    plan: Plan, generator: random.Random, *, pipeline: str = "Posix", strict: bool = False, digest: bool = False
+) -> Outcome:
+    """Run a plan; `generator` decides what its rates and times come to. Otherwise as `run_seed`."""
     loop = SimulatedLoop()
-    told: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _, context: told.append(context))
-    walk: Walk | None = None
-    violation = ""
+    told: list[str] = []
+    loop.set_exception_handler(lambda _, context: told.append(f"{context['message']}: {context.get('exception')!r}"))
+    walks: list[Walk] = []
 
     async def main() -> None:
-        nonlocal walk
-        walk = Walk(plan, Faults(generator), pipeline, strict=strict)
-        await walk.run()
+        walks.append(Walk(plan, Faults(generator), pipeline, strict=strict))
+        await walks[0].run()
 
+    violation = ""
     try:
         loop.run_until_complete(main())
     except (Violation, SimulationError) as error:
-        violation = f"{type(error).__name__}: {error}"
+        violation = str(error)
     except Exception as error:
         violation = f"unexpected {type(error).__name__}: {error}"
     if told and not violation:
-        violation = f"the loop was told: {told[0]['message']} {told[0].get('exception')!r}"
-    assert walk is not None
-    outcome = Outcome(
-        seed,
-        pipeline,
+        violation = f"the loop was told: {told[0]}"
+    loop.close()
+    walk = walks[0]
+    return Outcome(
         plan,
+        pipeline,
+        strict,
         violation,
         walk.steps_done,
         walk.trace.digest() if digest else "",
         loop.time(),
         walk.disk.faults.struck,
-        walk.trace.last(40) if violation else [],
+        walk.trace.last(TAIL) if violation else [],
     )
-    loop.close()
-    return outcome

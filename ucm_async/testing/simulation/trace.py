@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 __all__ = ["Trace"]
 
@@ -10,14 +11,16 @@ __all__ = ["Trace"]
 class Trace:
     """A list of what happened. Entries hold plain values only, and nothing that differs from run to run: no addresses.
 
-    Parameters
+    Attributes
     ----------
-    clock
-        Returns the time of an entry, in simulated seconds.
+    now_s
+        Returns the time of an entry, in simulated seconds; may be replaced.
+    entries
+        The time, and what was noted.
     """
 
     def __init__(self) -> None:
-        self.now_s = _no_time
+        self.now_s: Callable[[], float] = _no_time
         self.entries: list[tuple[object, ...]] = []
 
     def note(self, *what: object) -> None:
