@@ -93,7 +93,7 @@ async def test_a_task_that_gives_up_cancels_no_other(machine: Machine) -> None:
 
 
 async def test_a_sync_that_failed_is_not_asked_again() -> None:
-    """The kernel says once that it could not write, then forgets: the next sync of the file is told that all is well."""
+    """The kernel says once that it could not write, then forgets: the next sync is told that all is well."""
     for seed in range(SEEDS):
         machine = Machine(seed)
         store = await machine.open()

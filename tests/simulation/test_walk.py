@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from ucm_async.testing.simulation import store_under_test
+from ucm_async.testing.simulation.faults import CALM
 from ucm_async.testing.simulation.plan import STEPS, Plan, Step, draw_plan
 from ucm_async.testing.simulation.run import run_plan, run_seed
 
@@ -36,7 +37,10 @@ def test_a_seed_gives_the_same_run_again() -> None:
 
 def test_another_process_gives_the_same_run() -> None:
     """Neither the order of sets, which differs from process to process, nor where memory lies enters a run."""
-    code = "from ucm_async.testing.simulation.run import run_seed\nprint([run_seed(n, digest=True).digest for n in range(25)])"
+    code = (
+        "from ucm_async.testing.simulation.run import run_seed\n"
+        "print([run_seed(n, digest=True).digest for n in range(25)])"
+    )
     runs = [
         subprocess.run(
             [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": salt}, capture_output=True, check=True
@@ -55,12 +59,9 @@ def test_fewer_steps_are_the_beginning_of_the_run() -> None:
 
 
 def calm_plan(*steps: Step) -> Plan:
-    seed = next(n for n in range(100) if run_seed(n, steps=1).plan.setting.rates == type(plan_rates())())
-    return replace(draw_plan(random.Random(seed), seed), steps=steps)
-
-
-def plan_rates() -> object:
-    return draw_plan(random.Random(0), 0).setting.rates
+    """A plan with these steps, in a setting where nothing goes wrong."""
+    plans = (draw_plan(random.Random(seed), seed) for seed in range(100))
+    return replace(next(plan for plan in plans if plan.setting.rates == CALM), steps=steps)
 
 
 def test_a_cap_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
