@@ -58,7 +58,7 @@ void batch_count(const struct batch *batch, uint64_t *bytes, uint64_t *errors)
             ++*errors;
         } else if (opcode >= OP_READ && opcode <= OP_WRITEV) {
             *bytes += (uint64_t)request->result;
-        } else if (opcode == OP_COPY) {
+        } else if (opcode == OP_COPY || opcode == OP_MOVE) {
             *bytes += request->length;
         }
     }

@@ -3,6 +3,7 @@
 
 #include "crc32c.h"
 #include "gate.h"
+#include "move.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -180,12 +181,6 @@ static int64_t close_file(int fd)
 
 /* ---- memory ---- */
 
-/* The longest that a gate is held: a few microseconds. */
-enum { PIECE_BYTES = 64 * 1024 };
-
-/* From here on a batch of copies is larger than a core's caches; what is copied goes past them. */
-enum { STREAMING_BYTES = 64 * 1024 };
-
 static int64_t in_pieces(const struct request *request, uint32_t value, const char *source, char *target)
 {
     uint32_t *gate = pointer_to(request->gate);
@@ -212,6 +207,16 @@ static int64_t perform_copy(const struct request *request, uint32_t value)
         return -EFAULT;
     }
     return in_pieces(request, value, pointer_to(request->offset), pointer_to(request->address));
+}
+
+static int64_t perform_move(const struct request *request)
+{
+    if (request->length && !request->address) {
+        return -EFAULT;
+    }
+    uint32_t *gate = pointer_to(request->gate);
+    bool whole = move_gated(gate, pointer_to(request->address), pointer_to(request->offset), request->length);
+    return whole ? 0 : -ECANCELED;
 }
 
 static int64_t perform_checksum(const struct request *request, uint32_t value)
@@ -271,12 +276,15 @@ static int64_t perform_data(int fd, const struct request *request)
 
 static bool is_memory(uint32_t opcode)
 {
-    return opcode == OP_COPY || opcode == OP_CHECKSUM;
+    return opcode == OP_COPY || opcode == OP_CHECKSUM || opcode == OP_MOVE;
 }
 
 static int64_t perform_memory(const struct request *request, const struct job *job)
 {
     uint32_t value = request->opcode & FLAG_CHAIN ? (uint32_t)job->previous : 0;
+    if ((request->opcode & OP_MASK) == OP_MOVE) {
+        return perform_move(request);
+    }
     return (request->opcode & OP_MASK) == OP_COPY ? perform_copy(request, value) : perform_checksum(request, value);
 }
 

@@ -12,7 +12,7 @@ import pytest
 
 from ucm_async.engines.base import ContextEngine
 from ucm_async.engines.pool import make_pool
-from ucm_async.engines.requests import OP_CHECKSUM, OP_COPY, OP_READ, OP_STAT, new_requests
+from ucm_async.engines.requests import OP_CHECKSUM, OP_COPY, OP_MOVE, OP_READ, OP_STAT, new_requests
 
 
 class Context:
@@ -145,19 +145,19 @@ async def test_a_pool_counts_bytes_of_data_and_copies_only(tmp_path: Any, times:
     path = np.frombuffer(bytes(tmp_path / "missing") + b"\0", dtype=np.uint8)
     (tmp_path / "file").write_bytes(b"x" * 50)
     fd = os.open(tmp_path / "file", os.O_RDONLY)
-    requests = new_requests(4)
-    requests["opcode"] = [OP_COPY, OP_CHECKSUM, OP_STAT, OP_READ]
-    requests["address"] = [target.ctypes.data, source.ctypes.data, path.ctypes.data, target.ctypes.data]
-    requests["offset"] = [source.ctypes.data, 0, 0, 0]
-    requests["length"] = [1000, 1000, 0, 50]
-    requests["fd"] = [-1, -1, -1, fd]
+    requests = new_requests(5)
+    requests["opcode"] = [OP_COPY, OP_CHECKSUM, OP_STAT, OP_MOVE, OP_READ]
+    requests["address"] = [target.ctypes.data, source.ctypes.data, path.ctypes.data] + [target.ctypes.data] * 2
+    requests["offset"] = [source.ctypes.data, 0, 0, source.ctypes.data, 0]
+    requests["length"] = [1000, 1000, 0, 70, 50]
+    requests["fd"] = [-1, -1, -1, -1, fd]
     requests = np.tile(requests, times)
     async with make_pool(2, "test") as pool:
-        await pool.submit(requests, 4)
+        await pool.submit(requests, 5)
         statistics = pool.statistics()
     os.close(fd)
     assert requests["result"][0] == requests["result"][1] > 0
-    assert statistics["bytes"] == 1050 * times
+    assert statistics["bytes"] == 1120 * times
     assert statistics["errors"] == times
     assert statistics["depth"] == 2
     assert bytes(target[:50]) == b"x" * 50

@@ -26,6 +26,7 @@ from ucm_async.engines.requests import (
     OP_CLOSE,
     OP_COPY,
     OP_FDATASYNC,
+    OP_MOVE,
     OP_NOP,
     OP_OPEN,
     OP_READ,
@@ -63,6 +64,8 @@ def test_too_many_bytes() -> None:
     assert not is_small(batch(LOAD * 2, 65 * KIB), 5)
     assert not is_small(batch([OP_READ], 1 << 20), 1)
     assert not is_small(batch([OP_COPY, OP_NOP], 1 << 20), 2)
+    assert not is_small(batch([OP_MOVE, OP_NOP], 1 << 20), 2)
+    assert is_small(batch([OP_MOVE, OP_NOP], 128 * KIB), 2)
     assert not is_small(batch([OP_CHECKSUM] * 3, 100 * KIB), 3)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 
 import numpy as np
 
-from ..engines.requests import OP_COPY, OP_MASK, OP_READ, OP_WRITEV, PENDING_RESULT, Requests
+from ..engines.requests import OP_COPY, OP_MASK, OP_MOVE, OP_READ, OP_WRITEV, PENDING_RESULT, Requests
 from .execute import run
 from .memory import Data, requests_of
 
@@ -160,7 +160,7 @@ class ThreadPool:
         codes = requests["opcode"] & OP_MASK
         self.errors += len(good) - int(np.count_nonzero(good))
         self.bytes += int(requests["result"].sum(where=good & (codes >= OP_READ) & (codes <= OP_WRITEV)))
-        self.bytes += int(requests["length"].sum(where=good & (codes == OP_COPY)))
+        self.bytes += int(requests["length"].sum(where=good & ((codes == OP_COPY) | (codes == OP_MOVE))))
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when a batch may be done. -1 once closed."""

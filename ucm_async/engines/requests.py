@@ -53,6 +53,7 @@ OP_FSYNC: Final = 13  # fsync(fd), for directories
 # Memory. `offset` is the source address of a copy. The result is the CRC-32C of the bytes (0 ... 2**32-1).
 OP_COPY: Final = 16  # memcpy(address, offset, length) and checksum in one pass
 OP_CHECKSUM: Final = 17  # checksum of length bytes at address
+OP_MOVE: Final = 18  # memcpy(address, offset, length) without a checksum -> 0
 
 FLAG_LINK: Final = 0x100  # use the descriptor of the last OP_OPEN before it in the chain; -ECANCELED if that failed
 FLAG_CHAIN: Final = 0x200  # the checksum goes on from the result of the request before it

@@ -19,6 +19,7 @@ from .requests import (
     OP_CLOSE,
     OP_COPY,
     OP_MASK,
+    OP_MOVE,
     OP_NOP,
     OP_OPEN,
     OP_READ,
@@ -73,7 +74,7 @@ def is_small(requests: Requests, chunk: int, *, writes: bool = True) -> bool:
             transferred += length
         elif code in (OP_READV, OP_WRITEV):
             transferred += _bytes_of_vectors(address, length)
-        elif code in (OP_COPY, OP_CHECKSUM):
+        elif code in (OP_COPY, OP_CHECKSUM, OP_MOVE):
             worked += length
         elif code not in (OP_NOP, OP_CLOSE) and opcode != OP_OPEN | FLAG_CACHED:
             return False

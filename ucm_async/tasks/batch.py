@@ -35,6 +35,11 @@ class Slice:
         return (self.stop - self.start) * self.task.memory.row_bytes
 
     @property
+    def is_all(self) -> bool:
+        """True if the slice is its whole task."""
+        return self.start == 0 and self.stop == len(self.task.ids)
+
+    @property
     def ids(self) -> U8:
         """Block ids of the rows."""
         return self.task.ids[self.start : self.stop]
