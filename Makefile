@@ -11,11 +11,12 @@ SOURCES := pyproject.toml $(wildcard ext/*.c ext/*.h)
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint asan docs bench clean
+.PHONY: help demo test simulate lint asan docs bench clean
 
 help:
 	@echo 'make demo   replay a small workload on real KV bytes, every loaded byte compared'
 	@echo 'make test   run the tests'
+	@echo 'make simulate  run 10,000 seeds on the simulated machine; SEEDS=... for others'
 	@echo 'make lint   ruff, mypy --strict, import-linter'
 	@echo 'make asan   build the extension with ASan and UBSan and run the tests on it'
 	@echo 'make docs   build the documentation into docs/_build/html'
@@ -28,6 +29,9 @@ demo: $(INSTALLED)-demo
 
 test: $(INSTALLED)-test
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+simulate: $(INSTALLED)-test
+	$(PY) -m ucm_async.cli simulate --seeds $(or $(SEEDS),10000)
 
 lint: $(INSTALLED)-lint
 	$(PY) -m ruff check .

@@ -171,10 +171,11 @@ def _claim_writer(backend: Backend) -> None:
     with _locked(system, writers):
         backend.leftovers = _remove_dead_writers(system, writers)
         name = system.token(8)
-        system.mkdir(writers / name)
+        own = writers / name
+        system.mkdir(own)
         for part in range(WRITER_FANOUT):
-            system.mkdir(writers / name / f"{part:x}")
-        lock_fd = system.open(writers / name / "lock", os.O_RDWR | os.O_CREAT)
+            system.mkdir(f"{own}/{part:x}")
+        lock_fd = system.open(own / "lock", os.O_RDWR | os.O_CREAT)
         system.lock(lock_fd, wait=False)
     backend.writer = f"{WRITERS}/{name}"
     backend.lock_fd = lock_fd

@@ -141,7 +141,7 @@ class Dumper:
                 raise
             finally:
                 await self._settle(writing)
-        for block_id in {batch.ids[row].tobytes() for row in theirs.tolist()}:
+        for block_id in dict.fromkeys(batch.ids[row].tobytes() for row in theirs.tolist()):
             change = self._writes.changed(block_id)
             while change is not None and not await patient(change, CLAIM_PATIENCE_S) and batch.live()[theirs].any():
                 pass
