@@ -167,6 +167,25 @@ def test_what_is_no_segment(content: bytes, state: str, unique_id: str, capsys: 
     assert shm(capsys, "remove", unique_id)[0] == 0
 
 
+def test_a_segment_of_another_user(
+    unique_id: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (SHM / f"ucm-async.{unique_id}").write_bytes(b"x" * 100)
+    really_open = os.open
+
+    def refuse(path: Any, *rest: Any, **keys: Any) -> int:
+        if unique_id in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really_open(path, *rest, **keys)
+
+    monkeypatch.setattr(os, "open", refuse)
+    found = listed(capsys, unique_id)
+    assert found is not None
+    assert (found["state"], found["nbytes"]) == ("foreign", 100)
+    assert str(os.getuid()) in found["why"]
+    assert main(["shm", "remove", unique_id]) == 2
+
+
 def test_a_truncated_segment_is_told(
     user: subprocess.Popen[str], unique_id: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -251,7 +251,7 @@ class BlockTable:
     def processes(self) -> list[tuple[int, int, int]]:
         """(number, pid, start_time) of each, also of those whose reaping is not finished."""
     def reap(self, number: int, /) -> int:
-        """Take back what a dead process holds, and its number; returns how many slots changed. -1: not finished since the table was locked, call again. That it is dead is for the caller to know."""
+        """Take back what a dead process holds, and its number; returns how many slots changed. -1: not finished since the table was locked, call again. That it is dead, with all of its threads (one may still be in a read that ends in a slot), is for the caller to know."""
     def repair(self) -> None:
         """Rebuild index and lists from the slots, and clear what belongs to no process: for a table whose processes all crashed. TimeoutError as join."""
     def probe(self, ids: Buffer, out: Buffer, /) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -111,7 +110,6 @@ async def left_with_holes() -> None:
     path.write_bytes(table)
     path.chmod(0o600)
     os.truncate(path, size)
-    gc.collect()  # the memory of the closed store goes with the last view of it
     with full():
         await refused(keys)
     async with ucm.open_store(CONTROLLED, **keys) as store:

@@ -1,6 +1,6 @@
 """kill -9 at random moments: of one worker of four, and of all at once.
 
-A few rounds by default; ``UCM_ASYNC_CACHE_FAULT_ROUNDS=500`` for more.
+A dozen rounds by default; ``UCM_ASYNC_CACHE_FAULT_ROUNDS=500`` for more.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from .stages import stage_of
 from .support import SEED, SLOTS, cache_keys, inode, inspect, rounds
 from .workload import KEYS
 
-ROUNDS = rounds(20)
+ROUNDS = rounds(12)
 WORKERS = 4
 
 
 @pytest.mark.timeout(60 + 3 * ROUNDS)
-def test_one_of_four(start: Starter, in_memory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_one_of_four(
+    start: Starter, in_memory: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The others see no wrong byte and hardly wait; what the dead one held is taken back."""
     generator = np.random.default_rng([9, SEED])
-    keys = cache_keys(in_memory)
+    keys = cache_keys(in_memory, io_engine="psync") if place == "memory" else cache_keys(tmp_path, io_engine="auto")
     host = Host(start, "Cache|Posix", keys, WORKERS)
     for child in host.workers:
         child.expect("ready")
@@ -57,9 +60,10 @@ def test_one_of_four(start: Starter, in_memory: Path, capsys: pytest.CaptureFixt
     assert not inode(keys["unique_id"]), "the last one out leaves nothing behind"
     there = host.survey()
     with capsys.disabled():
-        print(f"\nkill -9 of one in four, {ROUNDS} rounds: longest stall {stall:.3f} s ({name}), {dict(states)}, ")
+        print(f"\nkill -9 of one in four, {place}, {ROUNDS} rounds: longest stall {stall:.3f} s ({name}), ")
+        print(f"{dict(states)}, ", end="")
         print(f"{len(host.stored)} keys promised, {there} there, {dict(host.counts)}")
-    assert stall < STALL_S_MAX, name
+    assert stall < STALL_S_MAX or place == "disk", name  # a disk may stall by itself
     assert host.counts["rows"] > ROUNDS
 
 
@@ -70,7 +74,7 @@ def test_the_whole_host(start: Starter, in_memory: Path, capsys: pytest.CaptureF
     keys = cache_keys(in_memory)
     counts: Counter[str] = Counter()
     host = Host(start, "Cache|Posix", keys, 0)
-    for _ in range(max(ROUNDS // 4, 1)):
+    for _ in range(ROUNDS // 4 + 1):
         host.workers = [host.begin() for _ in range(WORKERS)]
         for child in host.workers:
             child.expect("ready")
@@ -86,7 +90,7 @@ def test_the_whole_host(start: Starter, in_memory: Path, capsys: pytest.CaptureF
             table.check_at_rest()
         host.survey()
     with capsys.disabled():
-        print(f"\nkill -9 of all, {max(ROUNDS // 4, 1)} rounds: {dict(counts)}, {len(host.stored)} keys promised")
+        print(f"\nkill -9 of all, {ROUNDS // 4 + 1} rounds: {dict(counts)}, {len(host.stored)} keys promised")
     assert counts["valid"] > ROUNDS and counts["in use"] > ROUNDS / 4  # they died in the middle of things
 
 

@@ -98,7 +98,7 @@ def test_leaving_while_others_work(start: Starter, tmp_path: Path) -> None:
     for child in host.workers:
         child.expect("ready")
     with inspect(keys["unique_id"]) as table:
-        for seed in range(rounds(4)):
+        for seed in range(rounds(3)):
             visitor = start("worker", pipeline="Cache|Posix", keys=keys, seed=1000 + seed)
             visitor.expect("ready")
             visitor.leave("end")

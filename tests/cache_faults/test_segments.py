@@ -140,10 +140,10 @@ async def test_another_one_is_replaced(start: Starter, open_store: Opener, what:
     await use(store)
 
 
-@pytest.mark.timeout(60 + rounds(10))
+@pytest.mark.timeout(60 + rounds(5))
 def test_a_damaged_one_is_repaired(start: Starter) -> None:
     """Its header is right, and behind that anything: new blocks come right, and nothing crashes."""
-    for seed in range(rounds(10)):
+    for seed in range(rounds(5)):
         keys = left_behind(start)
         with inspect(keys["unique_id"]) as table:
             damage(
@@ -179,7 +179,7 @@ async def test_one_that_others_use_in_another_way(start: Starter, what: str) -> 
     child.leave()
 
 
-@pytest.mark.parametrize("what", sorted(set(SPOILT) - {"empty"}))
+@pytest.mark.parametrize("what", ["another version", "a page short", "never ready", "garbage"])
 async def test_a_spoilt_one_that_somebody_lives_in(start: Starter, what: str) -> None:
     """It is not ours to remove."""
     keys = left_behind(start)

@@ -15,7 +15,7 @@ from .processes import Child
 from .stages import CONTROLLED
 from .support import SEED, Inspected, cache_keys, inode, inspect, rounds, until
 
-ROUNDS = rounds(8)
+ROUNDS = rounds(5)
 WORKERS = 4
 SLOTS = 8
 STOPPED_S = 0.7

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from . import running
-from .setting import Setting
+from .setting import BenchError, Setting
 
 if TYPE_CHECKING:
     from ..store import Store
     from .measure import Finding
 
-__all__ = ["CASES", "CacheSetting", "run_cases"]
+__all__ = ["CASES", "CacheSetting", "cache_keys", "run_cases", "slot_addresses"]
 
 CASES: Final[Mapping[str, str]] = {
     "hits": "cache_hits",
@@ -80,6 +82,19 @@ def cache_keys(block_bytes: int, blocks: int) -> dict[str, Any]:
         "cache_buffer_capacity_gb": blocks * slot_bytes / (1 << 30),
         "unique_id": f"bench-{os.getpid()}-{next(_numbers)}",
     }
+
+
+def slot_addresses(views: Sequence[memoryview | None]) -> list[int]:
+    """Return where leased blocks lie; there they stay while they are leased, or nothing evicts them.
+
+    Raises
+    ------
+    BenchError
+        One is not in the cache.
+    """
+    if None in views:
+        raise BenchError("a block that was dumped is not in the cache")
+    return [int(np.frombuffer(view, np.uint8).ctypes.data) for view in views if view is not None]
 
 
 async def run_cases(

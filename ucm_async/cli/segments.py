@@ -97,7 +97,7 @@ class Segment:
     counters
         See ``BlockTable.statistics``, without what only a member has.
     blocks
-        Slots by state; only from `inspect` with ``blocks=True``.
+        Slots by state; only from `inspect` with ``count_blocks=True``.
     """
 
     name: str

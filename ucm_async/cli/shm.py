@@ -146,7 +146,8 @@ def _print_segment(segment: Segment) -> None:
     table.add_row("state", segment.state + (f": {segment.why}" if segment.why else ""))
     table.add_row("bytes", f"{segment.nbytes:,}")
     for key, value in segment.header.items():
-        table.add_row(key, str(value))
+        if key not in ("magic", "ready"):  # the state says so
+            table.add_row(key, str(value))
     for process in segment.processes:
         table.add_row(f"process {process.number}", f"pid {process.pid}{_life(process.alive)}")
     table.add_section()

@@ -7,12 +7,10 @@ import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from ...stages.cache.stage import POOL_THREADS
 from ...types import U8
 from ..blocks import verify
-from ..cache import CacheSetting
+from ..cache import CacheSetting, slot_addresses
 from ..measure import Contestant, Finding, Sample, alternate, stopwatch
 from ..setting import BenchError, load_once, numbered_ids, prepare_blocks, require_ok, size_name
 
@@ -39,7 +37,7 @@ async def measure(setting: CacheSetting) -> list[Finding]:
         require_ok("dump", [await store.dump(ids, None, source)])
         target.fill(0)
         async with store.lease(ids) as views:
-            slots = [_address(view) for view in views]
+            slots = slot_addresses(views)
         with ThreadPoolExecutor(POOL_THREADS) as pool:
             contestants = {"store": _loading(setting, store, ids, target), "memcpy": _copying(pool, slots, target)}
             measured = await alternate(contestants, setting.rounds * _ROUNDS)
@@ -50,14 +48,6 @@ async def measure(setting: CacheSetting) -> list[Finding]:
     what = f"{blocks} hits of {size_name(_BLOCK_BYTES)}"
     ratio, reference = measured.speed_ratio("store", "memcpy"), f"memcpy, {POOL_THREADS} threads"
     return [Finding("hits", what, rate, "GB/s", reference, other, ratio, (">=", _GOAL))]
-
-
-def _address(view: memoryview | None) -> int:
-    """Return where a leased view lies; it stays there as long as nothing evicts the block."""
-    if view is None:
-        raise BenchError("a block that was dumped is not in the cache")
-    array = np.frombuffer(view, np.uint8)
-    return int(array.ctypes.data)
 
 
 def _require_hits(store: Store, blocks: int) -> None:

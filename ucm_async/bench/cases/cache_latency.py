@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from ...types import U8
-from ..cache import CacheSetting
+from ..cache import CacheSetting, slot_addresses
 from ..measure import Finding, Spread, percentiles
-from ..setting import BenchError, numbered_ids, prepare_blocks, require_ok, size_name
+from ..setting import numbered_ids, prepare_blocks, require_ok, size_name
 
 if TYPE_CHECKING:
     from ...store import Store
@@ -70,15 +68,9 @@ async def _measure(setting: CacheSetting, folder: Path, ids: U8, memory: U8) -> 
     async with setting.open_cache(folder, memory.shape[1], 2 * len(ids)) as store:
         require_ok("dump", [await store.dump(ids, None, memory)])
         async with store.lease(ids) as views:
-            slots = [_address(view) for view in views]
+            slots = slot_addresses(views)
             with _no_collector():
                 return [await _round(setting, store, ids, memory[:1], slots) for _ in range(setting.rounds + 1)][1:]
-
-
-def _address(view: memoryview | None) -> int:
-    if view is None:
-        raise BenchError("a block that was dumped is not in the cache")
-    return int(np.frombuffer(view, np.uint8).ctypes.data)
 
 
 @contextlib.contextmanager

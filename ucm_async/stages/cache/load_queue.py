@@ -235,15 +235,15 @@ class LoadQueue:
             self._waiting.look()
 
     async def _read(self, loading: _Loading, groups: I64) -> None:
-        """Read blocks into their slots, and deliver them."""
+        """Read blocks into their slots, and start to deliver them."""
         status = await self._filler.fill(np.ascontiguousarray(loading.ids[groups]), loading.slots[groups])
         there = status == Status.OK
         loading.held[groups] = np.where(there, _LEASED, _FREE)
         self._give_share(loading, len(groups))
-        if there.any():
-            await self._deliver(loading, groups[there])
+        if there.any():  # beside the next part: the disk need not wait for the copies
+            loading.tasks.create_task(self._deliver(loading, groups[there]))
         if not there.all():
-            await self._fail(loading, groups[~there], status[~there])
+            loading.tasks.create_task(self._fail(loading, groups[~there], status[~there]))
 
     def _give_share(self, loading: _Loading, count: int) -> None:
         loading.granted -= count

@@ -116,8 +116,13 @@ class CacheStage(Stage):
     async def aclose(self) -> None:
         """Write what is owed to the stage below, or log that it could not be; then leave the memory. Idempotent."""
         opened, self._opened = self._opened, None
-        if opened is not None:
+        if opened is None:
+            return
+        try:
             await opened.aclose()
+        finally:  # the memory goes with the last reference to it, not when the collector of cycles comes by
+            del self._buffer, self._waiting, self._movers, self._bypasses, self._loads, self._dumps
+            del self._behind, self._shard_dumps, self._fetcher, self._leases
 
     # ---- the lanes
 
