@@ -128,7 +128,8 @@ class Operator:
         memory = Memory(addresses, tuple(piece_sizes.tolist()), direct=True)
         loop = asyncio.get_running_loop()
         task = Task(name, ids, shards, memory, durability=durability, loop=loop, on_finished=_nothing)
-        cuts = cut_slices(ids, memory.row_bytes, slice_bytes=self._config.slice_bytes, queues=lane.queues)
+        # To one queue: the stage above cuts as it sees fit, and parts of one call would wait for the slowest worker.
+        cuts = cut_slices(ids, memory.row_bytes, slice_bytes=self._config.slice_bytes, queues=1)
         task.expect_slices(len(cuts))
         unsent = deque(Slice(task, start, stop) for start, stop in cuts)
         try:
