@@ -107,7 +107,7 @@ def test_a_mismatch_names_both(table: Table, memory: mmap.mmap) -> None:
     with pytest.raises(ValueError, match=r"policy: 'lru', .* has 's3fifo'"):
         native.BlockTable(memory, SLOTS, "lru")
     memory[8:12] = b"\x07\0\0\0"
-    with pytest.raises(ValueError, match=r"version 7 .* must be 1"):
+    with pytest.raises(ValueError, match=rf"version 7 .* must be {native.TABLE_VERSION}"):
         native.BlockTable(memory, SLOTS)
     memory[0:8] = b"anything"
     with pytest.raises(ValueError, match="no table of blocks"):
@@ -119,7 +119,7 @@ def test_describe(table: Table, memory: mmap.mmap) -> None:
     assert native.BlockTable.describe(memory) == {
         "magic": True,
         "ready": True,
-        "version": 1,
+        "version": native.TABLE_VERSION,
         "slots": SLOTS,
         "policy": "s3fifo",
     }
