@@ -1,5 +1,6 @@
 /* The module: types, and the functions that have no object. */
 #include "batch.h"
+#include "coding.h"
 #include "crc32c.h"
 #include "perform.h"
 
@@ -98,6 +99,7 @@ static int module_exec(PyObject *module)
     crc32c_setup();
     static PyType_Spec *const specs[] = {
         &gate_spec, &mapping_spec, &idtable_spec, &threadpool_spec, &aio_context_spec, &uring_context_spec, &driver_spec,
+        &codec_context_spec,
     };
     for (size_t i = 0; i < sizeof(specs) / sizeof(specs[0]); i++) {
         PyTypeObject *type = native_add_type(module, specs[i]);
@@ -109,6 +111,9 @@ static int module_exec(PyObject *module)
     struct native_state *state = PyModule_GetState(module);
     state->exports_type = native_add_type(module, &exports_spec);
     if (!state->exports_type || PyModule_AddObjectRef(module, "HAVE_CRC32C", crc32c_in_hardware() ? Py_True : Py_False) < 0) {
+        return -1;
+    }
+    if (PyModule_AddIntConstant(module, "CODING_BYTES", sizeof(struct coding)) < 0) {
         return -1;
     }
     return PyModule_AddIntConstant(module, "REQUEST_BYTES", sizeof(struct request));
