@@ -1,4 +1,6 @@
-/* Elements by planes of bytes or of bits, for compressors that look for equal bytes: as many bytes as before, in another order. */
+/* Elements by planes of bytes or of bits, for compressors that look for equal bytes: as many bytes as before, in another order. A
+ * plane of bytes has those of all elements; planes of bits go chunk by chunk.
+ */
 #include "coding.h"
 #include "wide.h"
 
@@ -6,7 +8,7 @@
 #include <string.h>
 
 enum {
-    CHUNK = PLANE_SYMBOLS_MAX, /* elements; what belongs together stays within the reach of an LZ match */
+    CHUNK = PLANE_SYMBOLS_MAX, /* elements; planes of bits follow each other within the reach of an LZ match */
     PIECE = 512,               /* words of eight symbols at a time */
 };
 
@@ -88,7 +90,7 @@ int shuffle_apart(struct codec_context *context, const struct element *element, 
         uint8_t *chunk = out + first * element->width;
         uint8_t *planes[PLANES_MAX] = {NULL};
         for (size_t i = 0; i < element->width; i++) {
-            planes[i] = bits ? context->planes[i] : chunk + i * count;
+            planes[i] = bits ? context->planes[i] : out + i * elements + first;
         }
         if (!raw_enter(raw)) {
             return -ECANCELED;
@@ -112,7 +114,7 @@ int shuffle_together(struct codec_context *context, const struct element *elemen
         const uint8_t *chunk = in + first * element->width;
         const uint8_t *planes[PLANES_MAX] = {NULL};
         for (size_t i = 0; i < element->width; i++) {
-            planes[i] = bits ? context->planes[i] : chunk + i * count;
+            planes[i] = bits ? context->planes[i] : in + i * elements + first;
             if (bits) {
                 bits_together(chunk + i * count, context->planes[i], count, context->wide);
             }

@@ -13,14 +13,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from .coding import CODING
 from .engines.requests import REQUEST
 
 __all__ = [
+    "CODING_BYTES",
     "HAVE_CRC32C",
     "NATIVE",
     "REQUEST_BYTES",
     "WHY",
     "AioContext",
+    "CodecContext",
     "Driver",
     "Exports",
     "Gate",
@@ -43,10 +46,10 @@ def _why_not() -> str:
         from . import _native  # noqa: PLC0415 (it may be missing)
     except ImportError as error:
         return f"the extension cannot be imported: {error}"
-    if REQUEST.itemsize != _native.REQUEST_BYTES:
-        return (
-            f"the extension is of another version: a request of {_native.REQUEST_BYTES} bytes, not {REQUEST.itemsize}"
-        )
+    for name, record in (("REQUEST", REQUEST), ("CODING", CODING)):
+        found = getattr(_native, f"{name}_BYTES", 0)
+        if found != record.itemsize:
+            return f"the extension is of another version: {name} has {found} bytes there, not {record.itemsize}"
     return ""
 
 
@@ -55,9 +58,11 @@ NATIVE: Final = not WHY
 
 if TYPE_CHECKING or NATIVE:
     from ._native import (
+        CODING_BYTES,
         HAVE_CRC32C,
         REQUEST_BYTES,
         AioContext,
+        CodecContext,
         Driver,
         Exports,
         Gate,
@@ -72,9 +77,11 @@ if TYPE_CHECKING or NATIVE:
     )
 else:
     from ._portable import (
+        CODING_BYTES,
         HAVE_CRC32C,
         REQUEST_BYTES,
         AioContext,
+        CodecContext,
         Driver,
         Exports,
         Gate,

@@ -10,7 +10,9 @@ import errno
 import os
 from typing import Any, Final, final
 
+from ..coding import CODING
 from ..engines.requests import REQUEST
+from .codec_context import CodecContext
 from .crc32c import crc32c
 from .execute import execute
 from .exports import Exports, export_buffers
@@ -20,9 +22,11 @@ from .mapping import Mapping
 from .pool import ThreadPool
 
 __all__ = [
+    "CODING_BYTES",
     "HAVE_CRC32C",
     "REQUEST_BYTES",
     "AioContext",
+    "CodecContext",
     "Driver",
     "Exports",
     "Gate",
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 HAVE_CRC32C: Final = False
+CODING_BYTES: Final = CODING.itemsize
 REQUEST_BYTES: Final = REQUEST.itemsize
 
 
