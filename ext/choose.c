@@ -95,8 +95,9 @@ int64_t choose_codec(struct codec_context *context, const struct element *elemen
         planes_centre(top, (size_t)count, element->step, bases, context->wide);
     }
     huffman += entropy(top, (size_t)count) + CODE_LOSS;
-    if (huffman < packed && huffman < all - all / 64) {
+    uint32_t worth = all / 64; /* what is faster may take a little more */
+    if (huffman + worth < packed) {
         return CODEC_HUFFMAN;
     }
-    return packed < all - all / 64 ? CODEC_PACKED : CODEC_RAW;
+    return packed + worth < all ? CODEC_PACKED : CODEC_RAW;
 }

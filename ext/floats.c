@@ -11,14 +11,12 @@
 enum {
     BFLOAT16_LAST = 0x7F7F, /* bits of the greatest finite number */
     FLOAT16_INFINITY = 0x7C00,
-    E4M3_NAN = 0x7F,
 };
 #define FLOAT32_INFINITY 0x7F800000u
 #define FLOAT16_LAST 65504.0f
 #define FLOAT16_NORMAL 0x1p-14f /* least normal number */
 #define E4M3_NORMAL 0x1p-6f
 #define E4M3_LAST 448.0f
-#define QUIET_NAN 0x7FC00000u
 
 static inline uint32_t bits_of(float value)
 {
@@ -214,8 +212,8 @@ BODY void from_e4m3_body(const uint8_t *restrict codes, float factor, float *res
         uint32_t sign = (uint32_t)(codes[i] & 0x80) << 24;
         float normal = of_bits((magnitude << 20) + (120u << 23));
         float denormal = of_bits((magnitude << 20) + (121u << 23)) - E4M3_NORMAL;
-        uint32_t bits = bits_of(of_bits(pick(magnitude < 8, bits_of(denormal), bits_of(normal))) * factor);
-        values[i] = of_bits(pick(magnitude == E4M3_NAN, QUIET_NAN, bits) | sign);
+        float value = of_bits(pick(magnitude < 8, bits_of(denormal), bits_of(normal))) * factor;
+        values[i] = of_bits(bits_of(value) | sign);
     }
 }
 

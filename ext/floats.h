@@ -22,7 +22,7 @@ void floats_load(enum dtype dtype, const uint8_t *elements, float *values, size_
 void floats_store(enum dtype dtype, uint8_t *elements, const float *values, size_t count, bool wide);
 
 /* float times 2**power to OCP E4M3 and back (OCP 8-bit Floating Point Specification, 1.0). Nearest, ties to even; beyond 448 it is 448.
- * A code that is no number comes back as the quiet NaN.
+ * The code of what is not a number is never stored; it comes back as the 480 that its bits would be.
  */
 void floats_to_e4m3(const float *values, int power, uint8_t *codes, size_t count, bool wide);
 void floats_from_e4m3(const uint8_t *codes, int power, float *values, size_t count, bool wide);

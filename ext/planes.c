@@ -62,9 +62,10 @@ BODY void split4_body(const uint8_t *restrict from, uint8_t *restrict p0, uint8_
 BODY void split_halves_body(const uint8_t *restrict from, uint8_t *restrict low, uint8_t *restrict top, size_t count)
 {
     for (size_t i = 0; i < count / 2; i++) {
-        uint16_t x;
-        memcpy(&x, from + 2 * i, sizeof(x));
-        unsigned halves = (x << 1 & 0xFEFEu) | (x >> 7 & 0x0101u);
+        uint16_t two;
+        memcpy(&two, from + 2 * i, sizeof(two));
+        uint32_t x = two;
+        uint32_t halves = (x << 1 & 0xFEFE) | (x >> 7 & 0x0101);
         low[i] = (uint8_t)((halves & 0x0F) | (halves >> 4 & 0xF0));
         uint16_t exponents = (uint16_t)(halves >> 4 & 0x0F0F);
         memcpy(top + 2 * i, &exponents, sizeof(exponents));
@@ -250,7 +251,7 @@ void planes_uncentre(uint8_t *plane, size_t count, uint8_t step, const uint8_t *
     uint8_t added[PLANE_SYMBOLS_MAX / RUN + 1];
     size_t runs = (count + RUN - 1) / RUN;
     for (size_t run = 0; run < runs; run++) {
-        unsigned steps = bases[run / 2] >> (run % 2 * 4) & 15u;
+        unsigned steps = (unsigned)bases[run / 2] >> (run % 2 * 4) & 15;
         added[run] = (uint8_t)(lowest + steps * step - MIDDLE);
     }
     EITHER(wide, add_bases, plane, count, added);
