@@ -1,7 +1,9 @@
 # `make demo` and `make test` are all that is needed; each prepares what it uses.
 # Inside a virtual environment that one is used, elsewhere .venv is made here.
+# PYTEST_ARGS go to pytest; by default each processor runs whole files of tests.
 
 PYTHON ?= python3
+PYTEST_ARGS ?= -n auto --dist loadfile
 ENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),$(CURDIR)/.venv)
 PY := $(ENV)/bin/python
 INSTALLED := build/installed$(subst /,-,$(ENV))
@@ -9,11 +11,12 @@ SOURCES := pyproject.toml $(wildcard ext/*.c ext/*.h)
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint asan docs bench clean
+.PHONY: help demo test simulate lint asan docs bench clean
 
 help:
 	@echo 'make demo   replay a small workload on real KV bytes, every loaded byte compared'
 	@echo 'make test   run the tests'
+	@echo 'make simulate  run 10,000 seeds on the simulated machine; SEEDS=... for others'
 	@echo 'make lint   ruff, mypy --strict, import-linter'
 	@echo 'make asan   build the extension with ASan and UBSan and run the tests on it'
 	@echo 'make docs   build the documentation into docs/_build/html'
@@ -26,6 +29,9 @@ demo: $(INSTALLED)-demo
 
 test: $(INSTALLED)-test
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+simulate: $(INSTALLED)-test
+	$(PY) -m ucm_async.cli simulate --seeds $(or $(SEEDS),10000)
 
 lint: $(INSTALLED)-lint
 	$(PY) -m ruff check .
@@ -54,7 +60,7 @@ define install
 endef
 
 $(INSTALLED)-demo: $(SOURCES) $(ENV)/pyvenv.cfg
-	$(call install,uvloop$(comma)aiofiles)
+	$(call install,uvloop$(comma)aiofiles$(comma)posix_ipc)
 
 $(INSTALLED)-test: $(SOURCES) $(ENV)/pyvenv.cfg
 	$(call install,test)

@@ -22,6 +22,8 @@ struct area {
     size_t reserved_bytes;
     char *address; /* NULL: not mapped */
     size_t bytes;  /* mapped; `length` rounded up to pages */
+    bool shared;
+    bool huge;     /* wanted */
     enum page_mode pages;
 };
 
@@ -59,26 +61,26 @@ static int populate(char *from, size_t bytes)
     return 0;
 }
 
-static int fault_anonymous(const struct area *area, bool huge)
-{
-    (void)madvise(area->address, area->bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE); /* a wish */
-    return populate(area->address, area->bytes);
-}
-
 /* Shared memory gets huge pages from MADV_COLLAPSE, which wants one page of each in place; no privileges, no mount option. */
-static int fault_shared(const struct area *area, bool huge)
+static int collapse(char *from, size_t bytes)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    if (huge) {
-        for (size_t at = 0; at + HUGE_BYTES <= area->bytes; at += HUGE_BYTES) {
-            int error = populate(area->address + at, page);
-            if (error) {
-                return error;
-            }
+    for (size_t at = 0; at + HUGE_BYTES <= bytes; at += HUGE_BYTES) {
+        int error = populate(from + at, page);
+        if (error) {
+            return error;
         }
-        (void)madvise(area->address, area->bytes, MADV_COLLAPSE); /* what did not work is populated below */
     }
-    return populate(area->address, area->bytes);
+    (void)madvise(from, bytes, MADV_COLLAPSE); /* a wish: what did not work is populated by the caller */
+    return 0;
+}
+
+/* Fault in a part of the area; `offset` is a multiple of HUGE_BYTES. */
+static int fault_part(const struct area *area, size_t offset, size_t bytes)
+{
+    char *from = area->address + offset;
+    int error = area->shared && area->huge ? collapse(from, bytes) : 0;
+    return error ? error : populate(from, bytes);
 }
 
 /* Bytes of huge pages in the area that starts at `address`, from smaps. */
@@ -137,8 +139,10 @@ static void area_unmap(struct area *area)
     }
 }
 
-static int area_map(struct area *area, size_t length, int fd, bool huge)
+static int area_map(struct area *area, size_t length, int fd, bool huge, bool fault)
 {
+    area->shared = fd >= 0;
+    area->huge = huge;
     /* Nothing may be touched behind the end of a file; anonymous memory can have whole huge pages. */
     area->bytes = round_up(length, fd < 0 && huge ? HUGE_BYTES : (size_t)sysconf(_SC_PAGESIZE));
     int error = reserve(area);
@@ -152,7 +156,13 @@ static int area_map(struct area *area, size_t length, int fd, bool huge)
         return errno;
     }
     area->address = mapped;
-    error = fd < 0 ? fault_anonymous(area, huge) : fault_shared(area, huge);
+    if (!area->shared) {
+        (void)madvise(area->address, area->bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE); /* a wish */
+    }
+    if (!fault) {
+        return 0;
+    }
+    error = fault_part(area, 0, area->bytes);
     if (!error) {
         area->pages = look_at_pages(area);
     }
@@ -185,10 +195,10 @@ static int check_file(int fd, Py_ssize_t length)
 
 static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"length", "fd", "huge", NULL};
+    static char *names[] = {"length", "fd", "huge", "populate", NULL};
     Py_ssize_t length;
-    int fd = -1, huge = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "n|ip:Mapping", names, &length, &fd, &huge)) {
+    int fd = -1, huge = 1, fault = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "n|ipp:Mapping", names, &length, &fd, &huge, &fault)) {
         return NULL;
     }
     if (length < 1 || length > PY_SSIZE_T_MAX / 2) {
@@ -205,7 +215,7 @@ static PyObject *mapping_new(PyTypeObject *type, PyObject *args, PyObject *keywo
     int error;
     self->length = (size_t)length;
     Py_BEGIN_ALLOW_THREADS
-    error = area_map(&self->area, self->length, fd, huge != 0);
+    error = area_map(&self->area, self->length, fd, huge != 0, fault != 0);
     Py_END_ALLOW_THREADS
     if (error) {
         Py_DECREF(self);
@@ -221,6 +231,38 @@ static void mapping_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
     type->tp_free(op);
     Py_DECREF(type);
+}
+
+static PyObject *mapping_populate(PyObject *op, PyObject *args)
+{
+    struct mapping_object *self = (struct mapping_object *)op;
+    Py_ssize_t offset, length;
+    if (!PyArg_ParseTuple(args, "nn:populate", &offset, &length)) {
+        return NULL;
+    }
+    if (offset < 0 || (size_t)offset % HUGE_BYTES) {
+        return PyErr_Format(PyExc_ValueError, "offset: %zd, must be a multiple of %zu", offset, HUGE_BYTES);
+    }
+    if (length < 1 || (size_t)length > self->length || (size_t)offset > self->length - (size_t)length) {
+        return PyErr_Format(PyExc_ValueError, "length: %zd bytes from %zd on, must lie within %zu", length, offset, self->length);
+    }
+    if (!self->area.address) {
+        return PyErr_Format(PyExc_ValueError, "Mapping: closed");
+    }
+    int error;
+    self->exports++; /* it must not be closed meanwhile */
+    Py_BEGIN_ALLOW_THREADS
+    error = fault_part(&self->area, (size_t)offset, (size_t)length);
+    if (!error) {
+        self->area.pages = look_at_pages(&self->area);
+    }
+    Py_END_ALLOW_THREADS
+    self->exports--;
+    if (error) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
 }
 
 static PyObject *mapping_close(PyObject *op, PyObject *Py_UNUSED(none))
@@ -273,6 +315,8 @@ static PyObject *mapping_page_mode(PyObject *op, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef mapping_methods[] = {
+    {"populate", mapping_populate, METH_VARARGS,
+     PyDoc_STR("populate($self, offset, length, /)\n--\n\nFault in a part, of a mapping that was made without.")},
     {"close", mapping_close, METH_NOARGS, PyDoc_STR("close($self)\n--\n\nUnmap. BufferError while exported. Idempotent.")},
     {NULL, NULL, 0, NULL},
 };
@@ -285,7 +329,7 @@ static PyGetSetDef mapping_attributes[] = {
 };
 
 static PyType_Slot mapping_slots[] = {
-    {Py_tp_doc, (char *)PyDoc_STR("Mapping(length, fd=-1, huge=True)\n--\n\n"
+    {Py_tp_doc, (char *)PyDoc_STR("Mapping(length, fd=-1, huge=True, populate=True)\n--\n\n"
                                   "Memory for an arena: 2 MiB aligned, prefaulted, huge pages where the kernel gives them.")},
     {Py_tp_new, mapping_new},
     {Py_tp_dealloc, mapping_dealloc},

@@ -50,6 +50,20 @@ void batch_reset(struct batch *batch)
     }
 }
 
+void batch_count(const struct batch *batch, uint64_t *bytes, uint64_t *errors)
+{
+    for (const struct request *request = batch->requests; request < batch->requests + batch->count; request++) {
+        uint32_t opcode = request->opcode & OP_MASK;
+        if (request->result < 0) {
+            ++*errors;
+        } else if (opcode >= OP_READ && opcode <= OP_WRITEV) {
+            *bytes += (uint64_t)request->result;
+        } else if (opcode == OP_COPY || opcode == OP_MOVE) {
+            *bytes += request->length;
+        }
+    }
+}
+
 int requests_view(PyObject *requests, Py_buffer *view, size_t *count)
 {
     if (PyObject_GetBuffer(requests, view, PyBUF_WRITABLE) < 0) {
@@ -202,6 +216,15 @@ static PyObject *take_tokens(struct context *self)
     return tokens;
 }
 
+/* What the engine has finished joins what waits to be returned. Needs no GIL: one thread is inside a context. */
+static void take_in(struct context *self, struct batch_queue *finished)
+{
+    for (struct batch *batch = finished->head; batch; batch = batch->next) {
+        batch_count(batch, &self->bytes, &self->errors);
+    }
+    batch_append(&self->finished, finished);
+}
+
 /* ---- methods ---- */
 
 static PyObject *submit(struct context *self, PyObject *requests, PyObject *token, size_t chunk)
@@ -255,8 +278,8 @@ PyObject *context_reap(PyObject *op, PyObject *Py_UNUSED(none))
         struct batch_queue finished = {NULL, NULL};
         Py_BEGIN_ALLOW_THREADS
         self->ops->reap(self->engine, &finished);
+        take_in(self, &finished);
         Py_END_ALLOW_THREADS
-        batch_append(&self->finished, &finished);
     }
     PyObject *tokens = take_tokens(self);
     context_leave(self);
@@ -285,10 +308,10 @@ static void shut(struct context *self)
         struct batch_queue finished = {NULL, NULL};
         Py_BEGIN_ALLOW_THREADS
         self->ops->drain(engine, &finished);
+        take_in(self, &finished);
         Py_END_ALLOW_THREADS
         self->engine = NULL; /* from here on nobody looks into it */
         self->ops->destroy(engine);
-        batch_append(&self->finished, &finished);
     }
     if (self->event_fd >= 0) {
         close(self->event_fd);
@@ -323,6 +346,16 @@ PyObject *context_waiting(PyObject *op, void *Py_UNUSED(closure))
 {
     const struct context *self = (struct context *)op;
     return PyLong_FromSize_t(self->engine ? self->ops->waiting(self->engine) : 0);
+}
+
+PyObject *context_bytes(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(((struct context *)op)->bytes);
+}
+
+PyObject *context_errors(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(((struct context *)op)->errors);
 }
 
 /* ---- the collector ---- */

@@ -34,6 +34,9 @@ void batch_append(struct batch_queue *to, struct batch_queue *from);
 /* Mark every request as not finished. */
 void batch_reset(struct batch *batch);
 
+/* Add what a finished batch moved (transfers and copies), and how many of its requests failed. */
+void batch_count(const struct batch *batch, uint64_t *bytes, uint64_t *errors);
+
 /* Take a writable view of an array of requests. -1 with an exception where it is none. */
 int requests_view(PyObject *requests, Py_buffer *view, size_t *count);
 

@@ -30,6 +30,7 @@ struct context {
     bool busy;   /* a method is running, perhaps without the GIL */
     struct batch *live;            /* all batches whose token was not returned; touched with the GIL only */
     struct batch_queue finished;   /* those of them that wait to be returned */
+    uint64_t bytes, errors;        /* of finished batches: transferred and copied, and failed requests */
 };
 
 /* Allocate the object and its eventfd. NULL with an exception; ValueError unless 1 <= size <= most. */
@@ -52,6 +53,8 @@ PyObject *context_close(PyObject *self, PyObject *none);
 PyObject *context_size(PyObject *self, void *closure);
 PyObject *context_running(PyObject *self, void *closure);
 PyObject *context_waiting(PyObject *self, void *closure);
+PyObject *context_bytes(PyObject *self, void *closure);
+PyObject *context_errors(PyObject *self, void *closure);
 int context_traverse(PyObject *self, visitproc visit, void *arg);
 int context_clear(PyObject *self);
 void context_finalize(PyObject *self);
@@ -69,6 +72,10 @@ void context_dealloc(PyObject *self);
     {"close", context_close, METH_NOARGS,                                                                              \
      PyDoc_STR("close($self)\n--\n\nWait for everything submitted, free, and return the tokens not yet reaped.")},     \
     {NULL, NULL, 0, NULL}
+
+#define CONTEXT_COUNTERS                                                                                               \
+    {"bytes", context_bytes, NULL, PyDoc_STR("Bytes that reaped batches transferred and copied."), NULL},              \
+    {"errors", context_errors, NULL, PyDoc_STR("Failed requests of reaped batches."), NULL}
 
 #define CONTEXT_SLOTS                                                                                                   \
     {Py_tp_traverse, context_traverse},                                                                                \

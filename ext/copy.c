@@ -3,6 +3,7 @@
 
 #include "crc32c.h"
 #include "gate.h"
+#include "move.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -180,12 +181,6 @@ static int64_t close_file(int fd)
 
 /* ---- memory ---- */
 
-/* The longest that a gate is held: a few microseconds. */
-enum { PIECE_BYTES = 64 * 1024 };
-
-/* From here on a batch of copies is larger than a core's caches; what is copied goes past them. */
-enum { STREAMING_BYTES = 64 * 1024 };
-
 static int64_t in_pieces(const struct request *request, uint32_t value, const char *source, char *target)
 {
     uint32_t *gate = pointer_to(request->gate);
@@ -214,12 +209,29 @@ static int64_t perform_copy(const struct request *request, uint32_t value)
     return in_pieces(request, value, pointer_to(request->offset), pointer_to(request->address));
 }
 
+static int64_t perform_move(const struct request *request)
+{
+    if (request->length && !request->address) {
+        return -EFAULT;
+    }
+    uint32_t *gate = pointer_to(request->gate);
+    bool whole = move_gated(gate, pointer_to(request->address), pointer_to(request->offset), request->length);
+    return whole ? 0 : -ECANCELED;
+}
+
 static int64_t perform_checksum(const struct request *request, uint32_t value)
 {
     return in_pieces(request, value, pointer_to(request->address), NULL);
 }
 
 /* ---- one request ---- */
+
+/* A file system that reserves nothing allocates when the bytes are written: no reason to stop. */
+static int64_t reserve_space(int fd, const struct request *request)
+{
+    int64_t result = RETRY(fallocate(fd, 0, (off_t)request->offset, (off_t)request->length));
+    return result == -EOPNOTSUPP || result == -ENOSYS ? 0 : result;
+}
 
 static int64_t perform_file(int fd, const struct request *request)
 {
@@ -242,7 +254,7 @@ static int64_t perform_file(int fd, const struct request *request)
     case OP_MKDIR:
         return outcome(mkdirat(fd, path, (mode_t)request->length));
     case OP_FALLOCATE:
-        return RETRY(fallocate(fd, 0, (off_t)request->offset, (off_t)request->length));
+        return reserve_space(fd, request);
     default:
         return -EINVAL;
     }
@@ -264,12 +276,15 @@ static int64_t perform_data(int fd, const struct request *request)
 
 static bool is_memory(uint32_t opcode)
 {
-    return opcode == OP_COPY || opcode == OP_CHECKSUM;
+    return opcode == OP_COPY || opcode == OP_CHECKSUM || opcode == OP_MOVE;
 }
 
 static int64_t perform_memory(const struct request *request, const struct job *job)
 {
     uint32_t value = request->opcode & FLAG_CHAIN ? (uint32_t)job->previous : 0;
+    if ((request->opcode & OP_MASK) == OP_MOVE) {
+        return perform_move(request);
+    }
     return (request->opcode & OP_MASK) == OP_COPY ? perform_copy(request, value) : perform_checksum(request, value);
 }
 

@@ -104,6 +104,7 @@ static bool is_light(const struct chain *chain)
         switch (request->opcode & OP_MASK) {
         case OP_COPY:
         case OP_CHECKSUM:
+        case OP_MOVE:
             bytes += request->length;
             break;
         case OP_OPEN:

@@ -1,5 +1,6 @@
 /* The module: types, and the functions that have no object. */
 #include "batch.h"
+#include "blocktable.h"
 #include "coding.h"
 #include "crc32c.h"
 #include "perform.h"
@@ -82,6 +83,8 @@ static PyObject *io_setup_limit(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED
 }
 
 static PyMethodDef module_methods[] = {
+    {"block_paths", METHOD(block_paths), METH_FASTCALL,
+     PyDoc_STR("block_paths(ids, out, /)\n--\n\nWrite the path of each block, 36 bytes with its NUL.")},
     {"crc32c", METHOD(crc32c_function), METH_FASTCALL,
      PyDoc_STR("crc32c(data, value=0, /)\n--\n\nCRC-32C of `data`, going on from `value`.")},
     {"execute", execute, METH_O,
@@ -91,15 +94,48 @@ static PyMethodDef module_methods[] = {
                "Take a C-contiguous buffer export of every object of `rows`; fill in where and how long each is.")},
     {"io_setup_limit", io_setup_limit, METH_NOARGS,
      PyDoc_STR("io_setup_limit()\n--\n\n(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown.")},
+    {"mix_ids", METHOD(mix_ids), METH_FASTCALL,
+     PyDoc_STR("mix_ids(ids, out, /)\n--\n\nWrite 64 well-mixed bits of each id.")},
     {NULL, NULL, 0, NULL},
 };
+
+static int add_numbers(PyObject *module)
+{
+    static const struct {
+        const char *name;
+        long value;
+    } numbers[] = {
+        {"REQUEST_BYTES", sizeof(struct request)},
+        {"CLAIM_NONE", CLAIM_NONE},
+        {"CLAIM_HIT", CLAIM_HIT},
+        {"CLAIM_MINE", CLAIM_MINE},
+        {"CLAIM_THEIRS", CLAIM_THEIRS},
+        {"CLAIM_BUSY", CLAIM_BUSY},
+        {"WATCH_GONE", WATCH_GONE},
+        {"WATCH_FILLING", WATCH_FILLING},
+        {"WATCH_READY", WATCH_READY},
+        {"WATCH_DIRTY", WATCH_DIRTY},
+        {"WATCH_FAILED", WATCH_FAILED},
+        {"REASON_MAX", REASON_MAX},
+        {"PROCESSES_MAX", PROCESSES_MAX},
+        {"TABLE_VERSION", TABLE_VERSION},
+        {"TABLE_USER_OFFSET", TABLE_USER_OFFSET},
+        {"TABLE_USER_BYTES", TABLE_USER_BYTES},
+    };
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
 
 static int module_exec(PyObject *module)
 {
     crc32c_setup();
     static PyType_Spec *const specs[] = {
         &gate_spec, &mapping_spec, &idtable_spec, &threadpool_spec, &aio_context_spec, &uring_context_spec, &driver_spec,
-        &codec_context_spec,
+        &watcher_spec, &codec_context_spec,
     };
     for (size_t i = 0; i < sizeof(specs) / sizeof(specs[0]); i++) {
         PyTypeObject *type = native_add_type(module, specs[i]);
@@ -110,19 +146,21 @@ static int module_exec(PyObject *module)
     }
     struct native_state *state = PyModule_GetState(module);
     state->exports_type = native_add_type(module, &exports_spec);
-    if (!state->exports_type || PyModule_AddObjectRef(module, "HAVE_CRC32C", crc32c_in_hardware() ? Py_True : Py_False) < 0) {
+    state->blocktable_type = native_add_type(module, &blocktable_spec);
+    if (!state->exports_type || !state->blocktable_type || PyModule_AddObjectRef(module, "HAVE_CRC32C", crc32c_in_hardware() ? Py_True : Py_False) < 0) {
         return -1;
     }
     if (PyModule_AddIntConstant(module, "CODING_BYTES", sizeof(struct coding)) < 0) {
         return -1;
     }
-    return PyModule_AddIntConstant(module, "REQUEST_BYTES", sizeof(struct request));
+    return add_numbers(module);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     const struct native_state *state = PyModule_GetState(module);
     Py_VISIT(state->exports_type);
+    Py_VISIT(state->blocktable_type);
     return 0;
 }
 
@@ -130,6 +168,7 @@ static int module_clear(PyObject *module)
 {
     struct native_state *state = PyModule_GetState(module);
     Py_CLEAR(state->exports_type);
+    Py_CLEAR(state->blocktable_type);
     return 0;
 }
 

@@ -203,6 +203,7 @@ static PyMethodDef threadpool_methods[] = {
 static PyGetSetDef threadpool_attributes[] = {
     {"threads", context_size, NULL, PyDoc_STR("How many threads the pool has."), NULL},
     {"pending", context_running, NULL, PyDoc_STR("Requests submitted and not finished."), NULL},
+    CONTEXT_COUNTERS,
     {NULL, NULL, NULL, NULL, NULL},
 };
 

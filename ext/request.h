@@ -41,6 +41,7 @@ enum {
     OP_FSYNC = 13,
     OP_COPY = 16,
     OP_CHECKSUM = 17,
+    OP_MOVE = 18,
 };
 
 #define OP_MASK 0xFFu

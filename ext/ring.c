@@ -109,8 +109,10 @@ static void begin(struct ring *ring)
     chain->end = chain->at + chain->count;
     chain->job = job_begin();
     batch->cursor += chain->count;
-    if (batch->cursor == batch->count) {
-        batch_pop(&ring->waiting);
+    /* Batches take turns: a small one does not wait until a large one has begun all of its chains. */
+    batch_pop(&ring->waiting);
+    if (batch->cursor < batch->count) {
+        batch_push(&ring->waiting, batch);
     }
     if (is_misplaced(ring, chain)) {
         settle(ring, chain, -EINVAL);

@@ -124,6 +124,7 @@ PyObject *ring_register_memory(struct context *self, struct ring *ring, PyObject
 #define RING_ATTRIBUTES                                                                                                \
     {"depth", context_size, NULL, PyDoc_STR("The most transfers that are with the kernel."), NULL},                    \
     {"in_flight", context_running, NULL, PyDoc_STR("Transfers that are with the kernel."), NULL},                      \
-    {"waiting", context_waiting, NULL, PyDoc_STR("Requests of unfinished chains that are not with the kernel."), NULL}
+    {"waiting", context_waiting, NULL, PyDoc_STR("Requests of unfinished chains that are not with the kernel."), NULL},     \
+    CONTEXT_COUNTERS
 
 #endif

@@ -19,6 +19,7 @@ Check: TypeAlias = Callable[[str, Any], Any]
 
 DTYPES: Final = ("bfloat16", "float16", "float32", "float8_e4m3", "float8_e5m2", "int8", "uint8")
 ENGINES: Final = ("auto", "psync", "aio", "uring")
+POLICIES: Final = ("s3fifo", "sieve", "lru", "fifo")
 BLOCK_BYTES_MAX: Final = 2**40
 NAMESPACE_CHARS_MAX: Final = 256
 UNIQUE_ID_CHARS_MAX: Final = 64  # it becomes part of a shared memory object's name
@@ -164,6 +165,9 @@ CHECKS: Final[Mapping[str, Check]] = {
     "unique_id": _UNIQUE_ID,
     "share_buffer_enable": _boolean,
     "cache_buffer_capacity_gb": _number(2**-14, 2**20, "a number of GiB, at least 64 KiB"),
+    "cache_policy": _one_of(POLICIES),
+    "dump_behind_bytes": _integer(0, 2**50),
+    "cache_shared_queue": _boolean,
     "posix_capacity_gb": _number(0, 2**30, "a number of GiB, 0 for no cap"),
     "compress_codec": _text(1, 64),
     "partial_blocks_max": _MANY,

@@ -32,6 +32,24 @@ HAVE_CRC32C: bool  # the processor has the crc32 instruction
 REQUEST_BYTES: int  # sizeof(struct request)
 CODING_BYTES: int  # sizeof(struct coding)
 
+# BlockTable.claim: what became of each id.
+CLAIM_NONE: int  # no slot is free, and the search for one to evict ended within its bound: go round the cache
+CLAIM_HIT: int  # READY, leased to this process
+CLAIM_MINE: int  # this process fills the slot: publish() or fail() it
+CLAIM_THEIRS: int  # somebody (perhaps this process) fills it: watch() slot and generation
+CLAIM_BUSY: int  # the table was locked for longer than the bound: go round the cache, or try again later
+# BlockTable.watch: how a slot is now. From WATCH_FAILED on it is WATCH_FAILED + reason.
+WATCH_GONE: int  # another generation, or whoever filled it died: claim again
+WATCH_FILLING: int
+WATCH_READY: int  # and stored below
+WATCH_DIRTY: int  # READY, but not stored below yet
+WATCH_FAILED: int
+REASON_MAX: int  # largest `reason` of BlockTable.fail
+TABLE_VERSION: int  # of the layout: what BlockTable.describe()["version"] must be
+PROCESSES_MAX: int  # processes that can be in one table
+TABLE_USER_OFFSET: int  # bytes of a table's memory that it leaves to its user, from here ...
+TABLE_USER_BYTES: int  # ... as many; create=True does not touch them
+
 def crc32c(data: Buffer, value: int = 0, /) -> int: ...
 def execute(requests: Buffer, /) -> None:
     """Run a batch in the calling thread, in order, without the GIL. Every opcode."""
@@ -74,6 +92,8 @@ class ThreadPool:
     def close(self) -> list[Any]: ...
     threads: int
     pending: int  # requests submitted and not finished
+    bytes: int  # transferred and copied by the batches that were reaped
+    errors: int  # their failed requests
 
 @final
 class AioContext:
@@ -95,6 +115,8 @@ class AioContext:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int  # transfers with the kernel
     waiting: int  # requests of unfinished chains that are not with the kernel
 
@@ -114,6 +136,8 @@ class UringContext:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int
     waiting: int
 
@@ -145,6 +169,8 @@ class Driver:
     def fileno(self) -> int: ...
     def close(self) -> list[Any]: ...
     depth: int
+    bytes: int  # as of `ThreadPool`
+    errors: int
     in_flight: int  # transfers with the kernel
     waiting: int  # requests of unfinished chains that are not with the kernel
     threads: int  # helpers
@@ -153,8 +179,10 @@ class Driver:
 class Mapping:
     """Memory for an arena: 2 MiB aligned, prefaulted, huge pages where the kernel gives them. Supports the buffer protocol (writable)."""
 
-    def __init__(self, length: int, fd: int = -1, huge: bool = True) -> None:
+    def __init__(self, length: int, fd: int = -1, huge: bool = True, populate: bool = True) -> None:
         """Map `length` bytes: anonymous (fd -1; MADV_HUGEPAGE, then populate), or shared from offset 0 of `fd` (touch each 2 MiB, then MADV_COLLAPSE).
+
+        Without `populate` nothing is faulted in yet; see `populate`.
 
         Prefaults without the GIL. Raises OSError where mmap fails or the pages cannot be had (ENOSPC: the file system of `fd` is full;
         ENOMEM), ValueError where `length` is not positive or the file is shorter.
@@ -162,8 +190,11 @@ class Mapping:
     address: int
     length: int
     page_mode: str  # "huge", "partly huge" or "4k", as found after prefaulting (mincore-free: from MADV results and smaps where cheap)
+    def populate(self, offset: int, length: int, /) -> None:
+        """Fault in `length` bytes from `offset` on, a multiple of 2 MiB: what takes long can be done in steps. Errors as of the constructor; ValueError outside, or once closed."""
     def close(self) -> None:
         """Unmap. Raises BufferError while exported."""
+    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class IdTable:
@@ -204,6 +235,111 @@ class CodecContext:
         """Decode source to target, which is written only, and only as far as ``target_length``."""
     nbytes: int
     wide: bool  # whether it uses AVX2
+
+@final
+class BlockTable:
+    """Which block is in which slot of a cache, for all processes that map the same memory.
+
+    A slot is EMPTY, FILLING, READY or FAILED (and, between them, EVICTING; or ORPHAN: dropped, and still leased by somebody). One
+    64-bit word a slot holds its state, a generation and a bit for each process that holds it, so leases, hits and publishing are lock-free. What finds or
+    frees slots (claim, join, leave, reap) takes one robust mutex, a few microseconds at a time, and waits for it a bounded time. The process that dies inside it is
+    followed by one that rebuilds index and lists from the slots. Ids: C-contiguous, 16 bytes each. `slots` arrays are int64, -1 where there is none; such
+    elements are skipped wherever slots are an argument.
+
+    Thread-safe. Calls with more than a few ids, and those that copy, release the GIL. In a forked child every call raises RuntimeError.
+    """
+
+    def __init__(self, memory: Buffer, slots: int, policy: str = "s3fifo", create: bool = False) -> None:
+        """Use the first ``bytes_needed(slots)`` bytes of `memory` (writable, aligned to 64 bytes, shared or private), which stay exported.
+
+        `create` formats it, whatever is there: nobody else may use it meanwhile (hold a lock), though others may try to attach. `policy`: "s3fifo", "sieve", "lru" or "fifo".
+
+        Raises ValueError where the memory is too small or holds a table of another version, size or policy (both are named), BlockingIOError where it holds
+        none yet, or one that is being formatted (or whose formatting ended early).
+        """
+    @staticmethod
+    def bytes_needed(slots: int, /) -> int:
+        """Bytes of memory for a table of `slots` slots (1 ... 2**28), a multiple of 4096."""
+    @staticmethod
+    def describe(memory: Buffer, /) -> dict[str, Any]:
+        """What the header in the first 4096 bytes says, nothing of it checked: magic (bool), ready (bool), version, slots, policy ("" if unknown)."""
+    def set_arena(self, memory: Buffer, slot_bytes: int, /) -> None:
+        """Where the slots' bytes are: slot i at ``i * slot_bytes`` of `memory`, which stays exported. Once, before copy_out and gather. ValueError if it is too small."""
+    def join(self, pid: int, start_time: int, /) -> int:
+        """Enter the process table; returns the number there. OSError: EUSERS when all PROCESSES_MAX are taken, ETIMEDOUT (TimeoutError) when the table stays locked for a second."""
+    def leave(self) -> int:
+        """Give back everything this process holds (what it fills becomes EMPTY, what it owes to the stage below is dropped); returns how many others are in. TimeoutError as join; then it is still in. Idempotent."""
+    def processes(self) -> list[tuple[int, int, int]]:
+        """(number, pid, start_time) of each, also of those whose reaping is not finished."""
+    def reap(self, number: int, /) -> int:
+        """Take back what a dead process holds, and its number; returns how many slots changed. -1: not finished since the table was locked, call again. That it is dead, with all of its threads (one may still be in a read that ends in a slot), is for the caller to know."""
+    def repair(self) -> None:
+        """Rebuild index and lists from the slots, and clear what belongs to no process: for a table whose processes all crashed. TimeoutError as join."""
+    def probe(self, ids: Buffer, out: Buffer, /) -> int:
+        """out[i] (uint8) = 1 where ids[i] is READY, else 0. No lease, no access counted. Returns how many are."""
+    def prefix(self, ids: Buffer, /) -> int:
+        """Length of the longest run ids[0..k) that is READY."""
+    def lease(self, ids: Buffer, slots: Buffer, /) -> int:
+        """Lease what is READY: slots[i], or -1. Returns how many are. Each element is one lease, to be released once."""
+    def claim(self, ids: Buffer, slots: Buffer, states: Buffer, generations: Buffer, /) -> None:
+        """For each id: a lease (CLAIM_HIT), a slot to fill (CLAIM_MINE), whom to watch (CLAIM_THEIRS), or none (CLAIM_NONE, CLAIM_BUSY). Of equal ids the second may be THEIRS to the first.
+
+        slots (int64, -1 for NONE and BUSY), states (uint8), generations (uint32) are filled in. HIT and MINE count as one lease of the slot each.
+        """
+    def publish(self, slots: Buffer, dirty: bool = False, keep_lease: bool = False, /) -> None:
+        """FILLING (by this process) -> READY; what was written before is visible to who sees it. `dirty`: not stored below, never evicted until clean(). Dropped meanwhile: it is never visible."""
+    def fail(self, slots: Buffer, reason: int, /) -> None:
+        """FILLING (by this process) -> FAILED with `reason` (0 ... REASON_MAX), which watch() tells until the slot is used again."""
+    def release(self, slots: Buffer, /) -> None:
+        """Give leases back. ValueError where this process holds none; the elements before it are released then."""
+    def watch(self, slots: Buffer, generations: Buffer, out: Buffer, /) -> None:
+        """out[i] (uint8) = WATCH_* of slots[i] if it still has generations[i] (uint32)."""
+    def clean(self, slots: Buffer, /) -> None:
+        """Leased READY slots are stored below now."""
+    def rename(self, slots: Buffer, ids: Buffer, states: Buffer, /) -> None:
+        """Give slots that this process fills other ids: states[i] (uint8) = CLAIM_MINE. Where ids[i] is in another slot all stays as it was: CLAIM_HIT (READY; no lease) or CLAIM_THEIRS; CLAIM_BUSY as claim, CLAIM_NONE where the slot was dropped meanwhile. ValueError as release."""
+    def drop(self, ids: Buffer, /) -> int:
+        """Delete: no lookup finds them any more, and what is FILLING will not become READY. Slots still held are used again after the last release. Returns how many there were. Never fails for a locked table."""
+    def copy_out(self, id: Buffer, offset: int, address: int, length: int, gate: int = 0, /) -> bool:
+        """Lease, copy `length` bytes from `offset` of the slot to `address` (in pieces inside `gate`), release: True. False where it is not READY, or the gate is closed."""
+    def gather(self, ids: Buffer, extents: Buffer, gate: int = 0, /) -> bool:
+        """copy_out for several: extents (uint64, shape (k, 4)) are rows of (index into ids, offset in the slot, address, length). Nothing is copied unless all ids are READY."""
+    def statistics(self) -> dict[str, int]:
+        """slots, free, failed, used, leases (of this process), processes; and counted by all processes: hits, misses (of claim and lease), evictions, takeovers, repairs, busy."""
+    def count_states(self) -> dict[str, int]:
+        """Slots by state, and held, dirty: looks at every slot (about 10 ms a million)."""
+    def entries(self) -> bytes:
+        """A record of 32 bytes a slot: holders (uint64, a bit a process), id (16 bytes), generation (uint32), state, flags (1: dirty), frequency, list (uint8 each)."""
+    slots: int
+    policy: str
+    number: int  # of this process in the process table, -1 outside
+    published: int  # counts what watchers wait for (uint32)
+
+@final
+class Watcher:
+    """A thread that waits for the next publish, fail, drop, clean or reap of any process, and tells the loop by an eventfd.
+
+    Used like this, nothing is missed: ``arm()``, then ``table.watch(...)``; if something is still missing, wait until ``fileno()`` is readable, ``clear()``, and again.
+    Thread-safe. In a forked child every call raises RuntimeError.
+    """
+
+    def __init__(self, table: BlockTable) -> None:
+        """Starts the thread; `table` is joined, and stays alive as long as this. RuntimeError where it has a Watcher that is not closed."""
+    def arm(self) -> None:
+        """Make fileno() readable at the first change after now; once."""
+    def disarm(self) -> None:
+        """Do not, after all. (A change that came in between is told all the same.)"""
+    def clear(self) -> None:
+        """Make fileno() unreadable again."""
+    def fileno(self) -> int: ...
+    def close(self) -> None:
+        """End the thread, close the descriptor. Idempotent; before ``table.leave()``."""
+
+def block_paths(ids: Buffer, out: Buffer, /) -> None:
+    """out[i] (36 bytes) = ``xx/<32 hex digits>`` and a NUL: where the file of ids[i] lies (docs/design/format.md). ValueError where the lengths do not fit."""
+
+def mix_ids(ids: Buffer, out: Buffer, /) -> None:
+    """out[i] (uint64) = 64 well-mixed bits of ids[i]: ids may be consecutive numbers, or share most of their bytes. Errors as `block_paths`."""
 
 def io_setup_limit() -> tuple[int, int]:
     """(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import StoreConfig
     from .errors import StoreError
 
-__all__ = ["AsyncResource", "Batch", "Engine", "Lower", "SmallLoad", "Stage"]
+__all__ = ["AsyncResource", "Batch", "Engine", "Lent", "Lower", "SmallLoad", "Stage"]
 
 
 class AsyncResource(ABC):
@@ -77,7 +77,7 @@ class Engine(AsyncResource):
         and submitted later.
         """
 
-    def submit_small(self, requests: npt.NDArray[Any], chunk: int, nbytes: int, on_done: Callable[[], None]) -> bool:
+    def submit_small(self, requests: npt.NDArray[Any], chunk: int, on_done: Callable[[], None]) -> bool:
         """Start reads that are over soon, with a call instead of a future: the short way for one small block.
 
         Parameters
@@ -85,8 +85,6 @@ class Engine(AsyncResource):
         requests, chunk
             As for `submit`. What is not I/O may run on the loop itself, so it must be little: some 128 KiB of copies,
             and opens with ``FLAG_CACHED`` only.
-        nbytes
-            Bytes that it reads, for the statistics.
         on_done
             Called on the loop when the batch is done. It must not raise.
 
@@ -173,8 +171,32 @@ class SmallLoad(Protocol):
         """Report every row as OK."""
 
 
+class Lent(Protocol):
+    """Blocks that a stage lends in its own memory.
+
+    Attributes
+    ----------
+    views
+        For each id a read-only view of its block, None where it cannot be had.
+    """
+
+    views: list[memoryview | None]
+
+    def release(self) -> None:
+        """Take the blocks back, and release the views. Called once.
+
+        Raises
+        ------
+        BufferError
+            Somebody still has an export of a view, a numpy array for instance. The blocks are taken back all the same.
+        """
+
+
 class Lower(Protocol):
-    """What a stage sees of the stage below it: the same verbs, behind bounded inboxes."""
+    """What a stage sees of the stage below it: the same verbs, behind bounded inboxes.
+
+    A cancelled `load` or `dump` ends only when nothing below touches the memory any more.
+    """
 
     async def load(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64) -> U8:
         """Load into memory that the library owns; returns a status each row when all of them have settled."""
@@ -211,10 +233,13 @@ class Stage(AsyncResource):
         As in ``store_pipeline``.
     needs_lower
         True if the stage cannot be the last one; False if it must be; None if it can be both.
+    short_way_bytes_max
+        Larger slices are not offered to `begin_load`. The default is what can be checked and copied on the loop.
     """
 
     name: ClassVar[str]
     needs_lower: ClassVar[bool | None] = False
+    short_way_bytes_max: int = 128 << 10
 
     def __init__(self, config: StoreConfig, lower: Lower | None) -> None:
         self.config = config
@@ -234,7 +259,7 @@ class Stage(AsyncResource):
         Parameters
         ----------
         one
-            A slice of few rows.
+            A slice of few rows, all of its task.
         otherwise
             Called, in place of a report, if the load must go the ordinary way after all; that way also finds out why.
 
@@ -260,6 +285,23 @@ class Stage(AsyncResource):
 
     async def prefetch(self, ids: U8) -> None:
         """Bring blocks into the fastest stage. A hint: never an error."""
+        return None
+
+    async def lease(self, ids: U8, deadline: float) -> Lent | None:
+        """Lend whole blocks where they lie in the stage's memory, after loading those that are not there.
+
+        Parameters
+        ----------
+        ids
+            uint8, shape (n, 16); may repeat.
+        deadline
+            Time of the running loop, in seconds, until which it may wait; may be infinite.
+
+        Returns
+        -------
+        Lent or None
+            None if the stage has no memory to lend: then the store loads a copy.
+        """
         return None
 
     @abstractmethod

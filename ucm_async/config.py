@@ -76,13 +76,22 @@ class StoreConfig:
     task_max : int
         Tasks under way at a time; the rows of one above that settle as BUSY. Default 4096.
     staging_buffer_gb : float
-        Memory of each lane between disk and callers. Default 0.125 (128 MiB).
+        Blocks that each lane holds at a time between disk and callers. Default 0.125 (128 MiB).
     unique_id : str
-        Names the shared memory of a host: stores with the same one share a Cache stage. Default "": from the namespace.
+        Names the shared memory of a host: stores with the same one share a Cache stage, and must agree in `namespace`,
+        `block_size`, `shard_size` and the Cache's keys. Default "": from the namespace.
     share_buffer_enable : bool
         Whether the Cache stage's memory is shared between the processes of the host. Default True.
     cache_buffer_capacity_gb : float
         Memory of the Cache stage. Default 1.0.
+    cache_policy : str
+        Whom the Cache stage evicts: "s3fifo" (default) and "sieve" resist scans; "lru" and "fifo" are for comparison.
+    dump_behind_bytes : int
+        Bytes of ``"cached"`` dumps that may wait for the stage below; a dump above that waits. 0 (default): a quarter
+        of the Cache's memory.
+    cache_shared_queue : bool
+        Whether loads and dumps share one queue in the Cache stage, so that loads wait behind dumps. For comparison
+        only. Default False.
     posix_capacity_gb : float
         Bytes the last stage may occupy on disk, over all backends; 0 (default): no cap.
     compress_codec : str
@@ -125,6 +134,9 @@ class StoreConfig:
     unique_id: str = ""
     share_buffer_enable: bool = True
     cache_buffer_capacity_gb: float = 1.0
+    cache_policy: str = "s3fifo"
+    dump_behind_bytes: int = 0
+    cache_shared_queue: bool = False
     posix_capacity_gb: float = 0
     compress_codec: str = "auto"
     partial_blocks_max: int = 16384

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -14,7 +14,7 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
-from .abc import AsyncResource, Stage
+from .abc import AsyncResource, Lent, Stage
 from .config import StoreConfig
 from .errors import StoreClosedError, StoreError, WrongLoopError
 from .pipeline import Pipeline, build_pipeline, resolve_stage
@@ -138,7 +138,10 @@ class Store(AsyncResource):
             self._closed = True
             return
         self._closed = True
-        await self._pipeline.first.flush()
+        try:
+            await asyncio.wait_for(self._pipeline.first.flush(), LATE_COMPLETIONS_S_MAX)
+        except TimeoutError:
+            _log.error("closing with dumps that could not be written behind in %g s", LATE_COMPLETIONS_S_MAX)
         self._stop.set()
         if self._host is not None:
             await asyncio.wait([self._host])
@@ -390,29 +393,46 @@ class Store(AsyncResource):
             self._regions.remove(region)
             whole.release()
 
-    @contextlib.asynccontextmanager
-    async def lease(self, ids: BlockIds, *, timeout: float | None = None) -> AsyncIterator[list[memoryview | None]]:
+    def lease(
+        self, ids: BlockIds, *, timeout: float | None = None
+    ) -> contextlib.AbstractAsyncContextManager[list[memoryview | None]]:
         """Lend read-only views of whole blocks, pinned until the ``async with`` block ends.
 
-        Yields
+        Parameters
+        ----------
+        ids
+            As for `load`.
+        timeout
+            Seconds until which blocks that are not at hand may come; None for the store's ``timeout_ms``.
+
+        Returns
+        -------
+        async context manager
+            It gives a list: for each id a view of its ``block_size`` bytes; None where it is not stored or did not come
+            in time.
+
+        Raises
         ------
-        list of memoryview or None
-            For each id a view of its ``block_size`` bytes; None where it is not stored or did not come in time.
+        BufferError
+            At the end of the block, if something made from a view still uses it (``numpy.frombuffer`` does).
 
         Notes
         -----
         A pipeline with a Cache lends its own slots, without a copy; others load into memory of their own. Views must
         not be used after the block: they are released, and using them raises ValueError.
         """
-        self._check_open()
+        return _Lease(self, ids, timeout)
+
+    async def _lend(self, ids: BlockIds, timeout: float | None) -> Lent:
+        """Return what the first stage lends, or copies."""
+        pipeline = self._check_open()
         checked = as_block_ids(ids)
+        lent = await pipeline.first.lease(checked, self._deadline(timeout))
+        if lent is not None:
+            return lent
         blocks = np.empty((len(checked), self._config.block_size), dtype=np.uint8)
         result = await self.load(checked, None, blocks, timeout=timeout)
-        views = [memoryview(blocks[i]).toreadonly() if ok else None for i, ok in enumerate(result.ok.tolist())]
-        with contextlib.ExitStack() as lent:
-            for view in filter(None, views):
-                lent.callback(view.release)
-            yield views
+        return _Copies([memoryview(blocks[i]).toreadonly() if ok else None for i, ok in enumerate(result.ok.tolist())])
 
     # ---- while it runs
 
@@ -481,6 +501,38 @@ class Store(AsyncResource):
 
 
 _CHANGEABLE: Final = {"io_engine", "io_depth", "io_threads", "timeout_ms"}
+
+
+class _Copies:
+    """Blocks in memory that nobody else knows; see `ucm_async.abc.Lent`."""
+
+    def __init__(self, views: list[memoryview | None]) -> None:
+        self.views = views
+
+    def release(self) -> None:
+        """Release the views."""
+        with contextlib.ExitStack() as lent:
+            for view in filter(None, self.views):
+                lent.callback(view.release)
+
+
+class _Lease(contextlib.AbstractAsyncContextManager[list[memoryview | None]]):
+    """What `Store.lease` returns; no generator, whose frames would cost as much as the lease itself."""
+
+    __slots__ = ("_ids", "_lent", "_store", "_timeout")
+
+    def __init__(self, store: Store, ids: BlockIds, timeout: float | None) -> None:
+        self._store = store
+        self._ids = ids
+        self._timeout = timeout
+        self._lent: Lent
+
+    async def __aenter__(self) -> list[memoryview | None]:
+        self._lent = await self._store._lend(self._ids, self._timeout)
+        return self._lent.views
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._lent.release()
 
 
 class _Opening:

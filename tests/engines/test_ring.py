@@ -26,6 +26,7 @@ from ucm_async.engines.requests import (
     OP_CLOSE,
     OP_COPY,
     OP_FDATASYNC,
+    OP_MOVE,
     OP_NOP,
     OP_OPEN,
     OP_READ,
@@ -63,6 +64,8 @@ def test_too_many_bytes() -> None:
     assert not is_small(batch(LOAD * 2, 65 * KIB), 5)
     assert not is_small(batch([OP_READ], 1 << 20), 1)
     assert not is_small(batch([OP_COPY, OP_NOP], 1 << 20), 2)
+    assert not is_small(batch([OP_MOVE, OP_NOP], 1 << 20), 2)
+    assert is_small(batch([OP_MOVE, OP_NOP], 128 * KIB), 2)
     assert not is_small(batch([OP_CHECKSUM] * 3, 100 * KIB), 3)
 
 
@@ -168,7 +171,7 @@ async def test_writes_of_aio_never_run_on_the_loop(engine: Any, scratch: Scratch
 async def test_submit_small_calls_back(engine: Any, scratch: Scratch) -> None:
     requests, path = load(scratch, 5)
     done = asyncio.Event()
-    assert engine.submit_small(requests, 5, PAGE_BYTES, done.set)
+    assert engine.submit_small(requests, 5, done.set)
     await asyncio.wait_for(done.wait(), 10)
     assert requests["result"][-1] <= 0
     assert engine.statistics()["direct"] == 1
@@ -176,7 +179,7 @@ async def test_submit_small_calls_back(engine: Any, scratch: Scratch) -> None:
     assert engine.statistics()["in_flight"] == 0
     assert path
     await engine.aclose()
-    assert not engine.submit_small(requests, 5, PAGE_BYTES, done.set)
+    assert not engine.submit_small(requests, 5, done.set)
 
 
 async def test_many_small_ones_at_once(engine: Any, scratch: Scratch) -> None:

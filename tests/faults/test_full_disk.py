@@ -102,20 +102,24 @@ async def test_loads_go_on_while_the_disk_is_full(open_store: Opener, small_disk
 
 
 async def test_shards_on_a_full_disk(open_store: Opener, small_disk: Path) -> None:
-    """Incomplete blocks need room, too; the block is whole as soon as its last shards find some."""
+    """A block has its room from its first shard on: what was begun before the disk was full can be ended."""
     store = await open_store(storage_backends=[str(small_disk)])
     ids = ucm.block_ids(range(100_000, 100_008))
     rows, shards, data = by_shard(ids)
     some = shards < 2
     assert (await store.dump(rows[some], shards[some], data[some])).ok.all()
     taken = await fill(store)
-    result = await store.dump(rows[~some], shards[~some], data[~some])
+    late = ucm.block_ids(range(200_000, 200_008))
+    late_rows, late_shards, late_data = by_shard(late)
+    result = await store.dump(late_rows, late_shards, late_data)
     assert Status.NO_SPACE in statuses(result)
     assert set(statuses(result)) <= {Status.OK, Status.NO_SPACE}
-    await store.delete(np.ascontiguousarray(MANY[taken][:40]))
     assert (await store.dump(rows[~some], shards[~some], data[~some])).ok.all()
+    await store.delete(np.ascontiguousarray(MANY[taken][:40]))
+    assert (await store.dump(late_rows, late_shards, late_data)).ok.all()
     assert (await store.lookup(ids)).all()
     await check_blocks(store, ids)
+    await check_blocks(store, late)
     await quiet(store)
 
 

@@ -69,7 +69,7 @@ async def test_an_open_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
         except asyncio.CancelledError:
             cancelled += 1
     assert cancelled > 5
-    for _ in range(100):  # threads that were in the middle of it finish by themselves
+    for _ in range(1000):  # threads that were in the middle of it finish by themselves
         if descriptors() == before and writers(root_of(tmp_path)) == []:
             break
         await asyncio.sleep(0.02)

@@ -21,6 +21,7 @@ from ucm_async.engines.requests import (
     OP_COPY,
     OP_FALLOCATE,
     OP_FDATASYNC,
+    OP_MOVE,
     OP_NOP,
     OP_OPEN,
     OP_READ,
@@ -339,7 +340,7 @@ def random_chains(rng: np.random.Generator, file: int, paths: list[int], memory:
     """Chains of any opcodes and flags that have no effect but on `memory`, each with a piece of its own."""
     chains, steps, piece = 40, 7, 256
     table = new_requests(chains * steps).reshape(chains, steps)
-    codes = [OP_NOP, OP_READ, OP_READ, OP_COPY, OP_CHECKSUM, OP_CHECKSUM, OP_STAT, OP_CLOSE | FLAG_LINK, 99]
+    codes = [OP_NOP, OP_READ, OP_READ, OP_COPY, OP_MOVE, OP_CHECKSUM, OP_CHECKSUM, OP_STAT, OP_CLOSE | FLAG_LINK, 99]
     flags = [0, 0, FLAG_LINK, FLAG_LINK, FLAG_CHAIN, FLAG_IF_WELL, FLAG_LINK | FLAG_IF_WELL, FLAG_CHAIN | FLAG_IF_WELL]
     table["opcode"] = rng.choice(codes, table.shape) | rng.choice(flags, table.shape)
     table["gate"] = rng.choice(gates, table.shape, p=[0.9, 0.05, 0.05])
@@ -350,7 +351,7 @@ def random_chains(rng: np.random.Generator, file: int, paths: list[int], memory:
     of_files = table["opcode"] & 0xFF == OP_STAT
     table["address"][of_files] = rng.choice(paths, int(of_files.sum()))
     table["fd"][of_files] = AT_FDCWD
-    of_copies = table["opcode"] & 0xFF == OP_COPY
+    of_copies = np.isin(table["opcode"] & 0xFF, [OP_COPY, OP_MOVE])
     table["offset"][of_copies] = (table["address"] + np.uint64(piece))[of_copies]
     table["opcode"][:, 1] &= ~np.uint32(FLAG_CHAIN)  # it would go on from the number of a descriptor
     table["opcode"][:, 0] = OP_OPEN

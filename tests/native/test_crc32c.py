@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ucm_async.engines.requests import FLAG_CHAIN, OP_CHECKSUM, OP_COPY
+from ucm_async.engines.requests import FLAG_CHAIN, OP_CHECKSUM, OP_COPY, OP_MOVE
 
 from .tools import address_of, join, native, noise, request, results
 
@@ -61,16 +61,16 @@ def test_blocks_and_what_is_left_of_them() -> None:
         assert native.crc32c(data[:length]) == bit_by_bit(data[:length]), length
 
 
-@given(st.integers(0, 140_000), st.integers(0, 31), st.integers(0, 31))
-def test_copy_copies_every_byte_and_no_other(length: int, source_shift: int, target_shift: int) -> None:
+@given(st.sampled_from([OP_COPY, OP_MOVE]), st.integers(0, 140_000), st.integers(0, 31), st.integers(0, 31))
+def test_copy_copies_every_byte_and_no_other(opcode: int, length: int, source_shift: int, target_shift: int) -> None:
     source = noise(length + 64)
     target = np.full(length + 128, 0xEE, np.uint8)
     one = request(
-        OP_COPY, offset=address_of(source) + source_shift, address=address_of(target) + target_shift, length=length
+        opcode, offset=address_of(source) + source_shift, address=address_of(target) + target_shift, length=length
     )
     native.execute(one)
     wanted = source[source_shift : source_shift + length]
-    assert results(one) == [native.crc32c(wanted)]
+    assert results(one) == [native.crc32c(wanted) if opcode == OP_COPY else 0]
     assert np.array_equal(target[target_shift : target_shift + length], wanted)
     assert (target[:target_shift] == 0xEE).all()
     assert (target[target_shift + length :] == 0xEE).all()

@@ -23,6 +23,7 @@ from ucm_async.engines.requests import (
     OP_FDATASYNC,
     OP_FSYNC,
     OP_MKDIR,
+    OP_MOVE,
     OP_NOP,
     OP_OPEN,
     OP_READ,
@@ -88,7 +89,7 @@ def test_read_at_and_behind_the_end(file: int, data: U8) -> None:
 
 def test_nothing_to_do(file: int) -> None:
     assert execute(request(OP_READ, fd=file), request(OP_WRITE, fd=file), request(OP_READV, fd=file)) == [0, 0, 0]
-    assert execute(request(OP_COPY), request(OP_CHECKSUM)) == [0, 0]
+    assert execute(request(OP_COPY), request(OP_CHECKSUM), request(OP_MOVE)) == [0, 0, 0]
     native.execute(new_requests(0))
 
 
@@ -163,7 +164,7 @@ def test_errors_are_results(tmp_path: Path, at: Paths, directory: int, file: int
     ]
 
 
-@pytest.mark.parametrize("opcode", [14, 15, 18, 255, 0x1000 | OP_READ, 0x10000 | OP_CLOSE])
+@pytest.mark.parametrize("opcode", [14, 15, 19, 255, 0x1000 | OP_READ, 0x10000 | OP_CLOSE])
 def test_unknown_opcodes_and_flags(opcode: int) -> None:
     assert execute(request(opcode, fd=-1)) == [-errno.EINVAL]
 
@@ -280,6 +281,16 @@ def test_a_chain_breaks_with_its_link() -> None:
     assert execute(request(OP_CHECKSUM | FLAG_CHAIN, address=where, length=100)) == [-errno.EINVAL]
 
 
+def test_a_move_is_a_link_of_a_chain_like_any_other() -> None:
+    data, moved = noise(100), np.zeros(100, np.uint8)
+    move = request(OP_MOVE | FLAG_IF_WELL, address=address_of(moved), offset=address_of(data), length=100)
+    wrong = request(OP_STAT, fd=-1, address=address_of(np.zeros(1, np.uint8)))
+    assert execute(wrong, move)[1] == -errno.ECANCELED
+    assert not moved.any()
+    assert execute(request(OP_CHECKSUM, address=address_of(data), length=100), move)[1] == 0
+    assert np.array_equal(moved, data)
+
+
 def test_nothing_pads_a_chain(file: int, data: U8) -> None:
     memory = np.zeros(10, np.uint8)
     assert execute(
@@ -316,15 +327,17 @@ def test_a_closed_gate_cancels_data_but_not_the_close(at: Paths, directory: int,
         request(OP_OPEN, fd=directory, address=at("file"), offset=os.O_RDONLY, gate=gate.address),
         request(OP_READ | FLAG_LINK, address=address_of(memory), length=10, gate=gate.address),
         request(OP_COPY, address=address_of(memory), offset=address_of(source), length=10, gate=gate.address),
+        request(OP_MOVE, address=address_of(memory), offset=address_of(source), length=10, gate=gate.address),
         request(OP_CLOSE | FLAG_LINK, gate=gate.address),
     )
-    assert got[1:] == [-errno.ECANCELED, -errno.ECANCELED, 0]
+    assert got[1:] == [-errno.ECANCELED] * 3 + [0]
     assert (memory == 0xEE).all()
     assert open_descriptors() == before
 
 
 def test_a_copy_to_nowhere() -> None:
-    assert execute(request(OP_COPY, offset=address_of(noise(10)), length=10)) == [-errno.EFAULT]
+    for opcode in (OP_COPY, OP_MOVE):
+        assert execute(request(opcode, offset=address_of(noise(10)), length=10)) == [-errno.EFAULT]
 
 
 def test_wrong_arrays() -> None:

@@ -6,8 +6,9 @@ import errno
 import threading
 
 import numpy as np
+import pytest
 
-from ucm_async.engines.requests import OP_COPY, new_requests
+from ucm_async.engines.requests import OP_COPY, OP_MOVE, new_requests
 
 from .tools import address_of, native, noise, reap, results
 
@@ -20,17 +21,18 @@ def test_open_and_closed() -> None:
     assert gate.closed
 
 
-def test_nothing_is_written_after_close() -> None:
+@pytest.mark.parametrize("opcode", [OP_COPY, OP_MOVE])
+def test_nothing_is_written_after_close(opcode: int) -> None:
     """Close in the middle of a long copy, poison the target at once, and look at it when the copier has stopped."""
     pool = native.ThreadPool(2)
     source = noise(8 << 20)
-    whole = native.crc32c(source)
+    whole = native.crc32c(source) if opcode == OP_COPY else 0
     cancelled = 0
     for _ in range(20):
         gate = native.Gate()
         target = np.zeros(8 << 20, np.uint8)
         requests = new_requests(64)
-        requests["opcode"] = OP_COPY
+        requests["opcode"] = opcode
         requests["offset"] = address_of(source)
         requests["address"] = address_of(target)
         requests["length"] = len(source)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ucm_async
+from ucm_async import _portable
 from ucm_async.engines import requests as python_side
 
 from .tools import native
@@ -43,6 +44,12 @@ def test_numbers_are_the_same() -> None:
     assert c_numbers == ours
 
 
+def test_the_numbers_of_tables_are_the_twin_s() -> None:
+    names = [name for name in dir(_portable) if re.match(r"(CLAIM|WATCH|TABLE)_|REASON_MAX|PROCESSES_MAX", name)]
+    assert len(names) == 15
+    assert all(getattr(_portable, name) == getattr(native, name) for name in names)
+
+
 def test_every_name_of_the_stub_exists() -> None:
     for node in ast.parse(STUB.read_text()).body:
         if isinstance(node, ast.ClassDef):
@@ -50,7 +57,8 @@ def test_every_name_of_the_stub_exists() -> None:
             for member in node.body:
                 name = member.name if isinstance(member, ast.FunctionDef) else getattr(member, "target", None)
                 name = name.id if isinstance(name, ast.Name) else name
-                assert name is None or hasattr(made, name), f"{node.name}.{name}"
+                # Python before 3.12 does not show the buffer protocol as a method.
+                assert name in (None, "__buffer__") or hasattr(made, name), f"{node.name}.{name}"
         elif isinstance(node, ast.FunctionDef):
             assert callable(getattr(native, node.name))
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -58,7 +66,19 @@ def test_every_name_of_the_stub_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Gate", "Exports", "ThreadPool", "AioContext", "UringContext", "Driver", "Mapping", "IdTable"]
+    "name",
+    [
+        "Gate",
+        "Exports",
+        "ThreadPool",
+        "AioContext",
+        "UringContext",
+        "Driver",
+        "Mapping",
+        "IdTable",
+        "BlockTable",
+        "Watcher",
+    ],
 )
 def test_types_are_final_and_cannot_be_changed(name: str) -> None:
     kind = getattr(native, name)

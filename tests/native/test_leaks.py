@@ -83,13 +83,73 @@ def test_rows_of_failed_exports() -> None:
     assert (sys.getrefcount(row), sys.getrefcount(table)) == before
 
 
+def test_tables_and_their_arguments() -> None:
+    """Whatever goes wrong, arrays and memory are given back."""
+    slots = 10
+    memory = bytearray(native.BlockTable.bytes_needed(slots) + 64)
+    view = memoryview(memory)[-np.frombuffer(memory, np.uint8).ctypes.data % 64 :]
+    arena = bytes(100)
+    ids, out = np.zeros((3, 16), np.uint8), np.zeros(3, np.int64)
+    states, generations = np.zeros(3, np.uint8), np.zeros(3, np.uint32)
+
+    def use() -> None:
+        for arguments in (
+            (view, 9999, "s3fifo", True),
+            (view, slots, "none", True),
+            (view, 0),
+            (b"", slots),
+            (5, slots),
+        ):
+            with pytest.raises((ValueError, TypeError, BufferError)):
+                native.BlockTable(*arguments)
+        table = native.BlockTable(view, slots, create=True)
+        with pytest.raises(ValueError, match="policy"):
+            native.BlockTable(view, slots, "lru")
+        table.join(1, 1)
+        with pytest.raises(ValueError, match="slot_bytes"):
+            table.set_arena(arena, 11)
+        table.set_arena(arena, 10)
+        table.claim(ids, out, states, generations)
+        table.publish(out[:1])
+        table.processes(), table.statistics(), table.count_states(), table.entries()
+        for call, arguments in (
+            (table.claim, (ids, out, states, generations[:2])),
+            (table.claim, (ids, out, states, b"")),
+            (table.lease, (ids, out[:2])),
+            (table.release, (out,)),
+            (table.fail, (out, 1)),
+            (table.copy_out, (ids, 0, 0, 0)),
+            (table.copy_out, (ids[0], 0, 0, 11)),
+            (table.gather, (ids, states)),
+        ):
+            with pytest.raises((ValueError, TypeError, BufferError)):
+                call(*arguments)
+        watcher = native.Watcher(table)
+        with pytest.raises(RuntimeError):
+            native.Watcher(table)
+        watcher.arm()
+
+    use()
+    everything = (view, arena, ids, out, states, generations)
+    before = [sys.getrefcount(one) for one in everything], open_descriptors(), threads()
+    for _ in range(20):
+        use()
+    assert ([sys.getrefcount(one) for one in everything], open_descriptors(), threads()) == before
+
+
 @pytest.mark.skipif("UCM_ASYNC_SANITIZED" in os.environ, reason="the sanitizer keeps freed memory for a while")
 def test_memory_stays_level(file: int) -> None:
     rows = [bytearray(10) for _ in range(1000)]
     table = np.zeros(1000, np.uint64)
     ids, values = np.zeros((1000, 16), np.uint8), np.ones(1000, np.uint64)
+    memory = bytearray(native.BlockTable.bytes_needed(10_000) + 64)
+    aligned_memory = memoryview(memory)[-np.frombuffer(memory, np.uint8).ctypes.data % 64 :]
 
     def use() -> None:
+        shared = native.BlockTable(aligned_memory, 10_000, create=True)
+        shared.join(1, 1)
+        shared.repair()
+        native.Watcher(shared).close()
         native.export_buffers(rows, True, table, table)
         native.IdTable(100_000).put(ids, values)
         native.Gate().close()

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ucm_async.native import NATIVE
+
 from .tools import native
 
 HUGE = 2 << 20
@@ -44,6 +46,47 @@ def test_shared(length: int, huge: bool) -> None:
     one[-1] = 9
     assert two[-1] == 9 and not two[:-1].any()
     assert first.address != second.address and second.address % HUGE == 0
+
+
+@pytest.mark.parametrize("of_a_file", [False, True])
+def test_populating_in_steps(of_a_file: bool) -> None:
+    length = 3 * HUGE + 5000
+    fd = shared(length) if of_a_file else -1
+    area = native.Mapping(length, fd, populate=False)
+    if of_a_file:
+        assert os.fstat(fd).st_blocks == 0
+    memory = np.frombuffer(area, np.uint8)
+    memory[2 * HUGE - 1] = 7  # what is there stays
+    for offset in range(0, length, HUGE):
+        area.populate(offset, min(HUGE, length - offset))
+    if of_a_file:
+        assert os.fstat(fd).st_blocks * 512 >= length
+        os.close(fd)
+    assert memory[2 * HUGE - 1] == 7 and memory.sum() == 7
+
+
+def test_populating_what_is_not_there() -> None:
+    area = native.Mapping(HUGE + 4096, populate=False)
+    for offset, length, name in ((-HUGE, 1, "offset"), (4096, 1, "offset"), (0, 0, "length"), (HUGE, 4097, "length")):
+        with pytest.raises(ValueError, match=name):
+            area.populate(offset, length)
+    with pytest.raises(ValueError, match="length"):
+        area.populate(0, HUGE + 4097)
+    area.populate(HUGE, 4096)
+    area.close()
+    with pytest.raises(ValueError, match="closed"):
+        area.populate(0, 1)
+
+
+def test_populating_where_there_is_no_room() -> None:
+    fd = shared(2 * HUGE)
+    area = native.Mapping(2 * HUGE, fd, populate=False)
+    os.ftruncate(fd, HUGE)  # as if the file system had nothing left behind there
+    area.populate(0, HUGE)
+    if NATIVE:
+        with pytest.raises(OSError, match="No space"):
+            area.populate(HUGE, HUGE)
+    os.close(fd)
 
 
 def test_what_is_in_the_file_stays(tmp_path: Path) -> None:

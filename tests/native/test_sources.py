@@ -31,6 +31,8 @@ def functions_of(path: Path) -> dict[str, str]:
 RELEASED_ELSEWHERE = {
     "requests_view": ["batch_free", "execute"],
     "take_views": ["release_all"],
+    "blocktable_new": ["blocktable_dealloc"],
+    "take_arrays": ["drop_arrays"],
 }
 
 
@@ -45,9 +47,13 @@ def test_every_buffer_is_released() -> None:
         else:
             assert "PyBuffer_Release(" in functions[name], name
     for name, body in functions.items():
-        for view in ("requests_view", "ids_view", "words_view", "codings_view"):
-            if f"{view}(" in body and name != "batch_new":
+        for view in ("requests_view", "ids_view", "words_view", "array_view", "extents_view", "codings_view"):
+            if f"{view}(" in body and name not in ("batch_new", "first_view", *RELEASED_ELSEWHERE):
                 assert "PyBuffer_Release(" in body, f"{name} uses {view}"
+        if "take_arrays(" in body and name != "begin":
+            assert "drop_arrays(" in body, name
+        if "begin(self" in body:
+            assert "drop_arrays(" in body or "end_of_ours(" in body, name
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

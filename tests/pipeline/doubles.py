@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ucm_async.abc import Batch, Lower, Stage
+from ucm_async.abc import Batch, Lower, SmallLoad, Stage
 from ucm_async.config import StoreConfig
 from ucm_async.types import U8, Bools, Status
 
@@ -69,3 +69,13 @@ class OpenStage(SlowStage):
     async def open(self) -> None:
         await super().open()
         self.gate.set()
+
+
+class ImmediateStage(OpenStage):
+    """Serves every small load inside of its submit."""
+
+    name: ClassVar[str] = "Immediate"
+
+    def begin_load(self, one: SmallLoad, otherwise: Callable[[], None]) -> bool:
+        one.succeed()
+        return True

@@ -224,6 +224,30 @@ async def test_the_short_way_is_taken_only_by_what_is_small_and_alone(recorder: 
     assert (told.slices, told.short_way, told.batches) == (3, 1, 1)
 
 
+async def test_a_stage_says_what_is_small(recorder: Recorder) -> None:
+    offered: list[int] = []
+
+    def begin(one, otherwise) -> bool:  # type: ignore[no-untyped-def]
+        offered.append(one.nbytes)
+        return False
+
+    for rows in (4, 3):
+        lane = Lane("test", recorder, queues=1, depth=10, batch_bytes=1 << 20, begin=begin)
+        lane.short_way_bytes_max = 3 * ROW_BYTES
+        await serve(lane, put(lane, 1, rows=rows))
+    assert offered == [3 * ROW_BYTES]
+
+
+async def test_parts_of_a_larger_task_are_not_small(recorder: Recorder) -> None:
+    """They would all be served before the call that submits them returns."""
+    lane = Lane("test", recorder, queues=2, depth=10, batch_bytes=1 << 20, begin=lambda *_: pytest.fail("offered"))
+    task = make_task(2)
+    for queue, one in enumerate(slices_of(task, (0, 1), (1, 2))):
+        lane.put_nowait(one, queue)
+    await serve(lane, [task])
+    assert lane.statistics().short_way == 0
+
+
 @pytest.mark.parametrize("room", [True, False])
 async def test_the_short_way_may_end_in_the_inbox(recorder: Recorder, room: bool) -> None:
     back: list[Callable[[], None]] = []

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from ucm_async import Store, block_ids, open_store
+from ucm_async import Status, Store, block_ids, open_store
 from ucm_async.abc import Stage
 from ucm_async.errors import ConfigError, UnknownNameError
 from ucm_async.pipeline import register_stage, registry
 
-from .doubles import OpenStage, SlowStage
+from .doubles import ImmediateStage, OpenStage, SlowStage
 
 IDS = block_ids(range(4))
 
@@ -24,6 +24,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     register_stage("Slow", SlowStage)
     register_stage("Open", OpenStage)
+    register_stage("Immediate", ImmediateStage)
     SlowStage.made.clear()
     yield
     SlowStage.made.clear()
@@ -117,6 +118,64 @@ class TestReplace:
         assert (await dump(store)).ok.all()
 
 
+class TestLend:
+    class Lender(OpenStage):
+        """Lends what lies in its one array."""
+
+        name: ClassVar[str] = "Lender"
+
+        async def lease(self, ids: Any, deadline: float) -> Any:
+            if deadline <= asyncio.get_running_loop().time():
+                raise ValueError("no time")
+            memory = np.arange(16, dtype=np.uint8)
+            self.lent = Loan([memoryview(memory).toreadonly() for _ in ids])
+            return self.lent
+
+    @pytest.fixture(autouse=True)
+    def lender(self, stages: None) -> None:
+        register_stage("Lender", self.Lender)
+
+    async def test_a_stage_lends_its_own_memory(self) -> None:
+        async with open_store("Lender", block_size=16) as store:
+            async with store.lease(IDS) as views:
+                (stage,) = SlowStage.made
+                assert views is stage.lent.views  # type: ignore[attr-defined]
+                assert not stage.lent.released  # type: ignore[attr-defined]
+                assert not stage.batches
+            assert stage.lent.released  # type: ignore[attr-defined]
+
+    async def test_it_is_not_closed_before_it_has_its_memory_back(self) -> None:
+        async with open_store("Lender", block_size=16) as store:
+            async with store.lease(IDS):
+                (old,) = SlowStage.made
+                replacing = asyncio.ensure_future(store.replace_stage("Lender", "Open"))
+                while len(SlowStage.made) < 2:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)
+                assert not old.closed
+            await replacing
+            assert old.closed
+
+    async def test_a_failed_lease_does_not_keep_it_open(self) -> None:
+        async with open_store("Lender", block_size=16) as store:
+            with pytest.raises(ValueError, match="no time"):
+                async with store.lease(IDS, timeout=0):
+                    pass
+            await store.replace_stage("Lender", "Open")
+            assert SlowStage.made[0].closed
+
+
+class Loan:
+    """See `ucm_async.abc.Lent`."""
+
+    def __init__(self, views: list[memoryview | None]) -> None:
+        self.views = views
+        self.released = False
+
+    def release(self) -> None:
+        self.released = True
+
+
 class TestCompose:
     class Upper(OpenStage):
         """A stage that needs another one."""
@@ -156,6 +215,28 @@ class TestCompose:
         assert lower.closed
         assert upper.closed
 
+    async def test_a_cancelled_call_to_the_stage_below_outlasts_its_use_of_the_memory(self) -> None:
+        """What is cancelled is given up, queued or not; but the one who called has its memory back when it is told."""
+        keys = {"block_size": 16, "queue_number": 1, "queue_depth": 1, "slice_bytes": 4096}
+        async with open_store("Upper|Slow", **keys):
+            slow, upper = SlowStage.made
+            assert upper.lower is not None
+            rows = np.zeros((1024, 16), dtype=np.uint8)
+            ids = block_ids(range(1024))
+            addresses = (np.uint64(rows.ctypes.data) + np.arange(1024, dtype=np.uint64) * np.uint64(16)).reshape(-1, 1)
+            shards, sizes = np.full(1024, -1), np.array([16])
+            loading = asyncio.ensure_future(upper.lower.load(ids, shards, addresses, sizes))
+            await until_inside(slow, 1)
+            for _ in range(3):
+                loading.cancel()
+                await asyncio.sleep(0.001)
+                assert not loading.done()
+            slow.gate.set()
+            with pytest.raises(asyncio.CancelledError):
+                await loading
+            assert slow.inside == 0
+            assert (await upper.lower.load(ids, shards, addresses, sizes) == Status.OK).all()
+
     async def test_thousands_of_rows_pass_through_small_inboxes(self) -> None:
         keys = {"block_size": 16, "queue_number": 2, "queue_depth": 1, "slice_bytes": 4096}
         async with open_store("Upper|Open", **keys) as store:
@@ -188,3 +269,12 @@ class TestCompose:
 
         with pytest.raises(TypeError, match="abstract"):
             Half(None, None)  # type: ignore[abstract, arg-type]
+
+
+async def test_loads_that_settle_at_once_leave_nothing_behind() -> None:
+    """Awaiting a settled task gives the loop no turn: a caller may go on like that for ever."""
+    row = np.zeros((1, 16), dtype=np.uint8)
+    async with open_store("Immediate", block_size=16, task_max=4) as store:
+        for _ in range(10):
+            assert (await store.load(IDS[:1], None, row)).ok.all()
+        assert store.statistics().tasks.finished == 10

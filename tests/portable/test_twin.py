@@ -17,7 +17,7 @@ from ucm_async import _portable, native
 from ucm_async.native import NATIVE
 
 ROOT = Path(__file__).parents[2]
-SAME = ("execute", "pool", "gate", "exports", "idtable", "mapping", "crc32c")
+SAME = ("execute", "pool", "gate", "exports", "idtable", "mapping", "crc32c", "paths")
 # What is promised of threads that are not Python's, and of memory that Python's mmap cannot align.
 DIFFERENT = (
     "pool.py::test_threads_are_named_and_end_with_the_pool",
@@ -26,7 +26,13 @@ DIFFERENT = (
     "mapping.py::test_shared",
     "mapping.py::test_close_and_exports",
 )
-RINGS = (_portable.AioContext, _portable.UringContext, _portable.Driver)
+MISSING = (
+    _portable.AioContext,
+    _portable.UringContext,
+    _portable.Driver,
+    _portable.BlockTable,
+    _portable.Watcher,
+)
 
 
 @pytest.mark.skipif(not NATIVE, reason="this run is the portable one")
@@ -59,16 +65,16 @@ def test_every_name_of_the_stub_is_there() -> None:
     assert names == set(_portable.__all__)
     assert names | {"NATIVE", "WHY"} == set(native.__all__)
     for node in stub.body:
-        if isinstance(node, ast.ClassDef) and node.name in names - {ring.__name__ for ring in RINGS}:
+        if isinstance(node, ast.ClassDef) and node.name in names - {kind.__name__ for kind in MISSING}:
             methods = {one.name for one in node.body if isinstance(one, ast.FunctionDef)}
             missing = {name for name in methods if not hasattr(getattr(_portable, node.name), name)} - {"__buffer__"}
             assert not missing, node.name
 
 
-@pytest.mark.parametrize("context", RINGS)
-def test_no_rings(context: type) -> None:
+@pytest.mark.parametrize("kind", MISSING)
+def test_what_needs_the_extension_says_so(kind: type) -> None:
     with pytest.raises(OSError, match="needs the extension") as caught:
-        context(8)
+        kind(8)
     assert caught.value.errno == errno.ENOSYS
 
 

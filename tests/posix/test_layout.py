@@ -1,4 +1,4 @@
-"""Where a block lies: paths, backends, ranges."""
+"""Where a block lies: paths, backends."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ucm_async.stages.posix.layout import (
-    BlockLayout,
     backend_seeds,
-    block_path,
     block_paths,
     choose_backend,
-    group_rows,
-    merge_ranges,
     paths_below,
     subdirectories,
 )
@@ -49,7 +45,6 @@ class TestPaths:
         for block_id, row, directory in zip(ids, block_paths(array), subdirectories(array).tolist(), strict=True):
             path = row.tobytes()
             assert path == f"{directory:02x}/{block_id.hex()}".encode() + b"\0"
-            assert block_path(block_id) == path[:-1]
 
     @given(raw_ids)
     def test_below_a_directory(self, ids: list[bytes]) -> None:
@@ -61,8 +56,9 @@ class TestPaths:
 
     def test_the_path_of_a_block_never_changes(self) -> None:
         """What is stored is found by it."""
-        assert block_path(bytes(range(16))) == b"08/000102030405060708090a0b0c0d0e0f"
-        assert block_path(b"\xff" * 16) == b"01/ffffffffffffffffffffffffffffffff"
+        paths = block_paths(as_block_ids([bytes(range(16)), b"\xff" * 16]))
+        assert paths[0].tobytes() == b"08/000102030405060708090a0b0c0d0e0f\0"
+        assert paths[1].tobytes() == b"01/ffffffffffffffffffffffffffffffff\0"
 
     def test_directories_are_filled_evenly(self, many_ids: U8) -> None:
         counts = np.bincount(subdirectories(many_ids), minlength=256)
@@ -102,51 +98,3 @@ class TestBackends:
         directories = subdirectories(many_ids)
         for backend in (0, 1):
             assert len(np.unique(directories[chosen == backend])) > 240
-
-
-@st.composite
-def ranges(draw: st.DrawFn) -> tuple[list[tuple[int, int, int]], int]:
-    """Draw ranges of some groups, and a gap."""
-    one = st.tuples(st.integers(0, 3), st.integers(0, 60), st.integers(0, 20))
-    drawn = draw(st.lists(one, max_size=20))
-    return [(group, start, start + length) for group, start, length in drawn], draw(st.integers(0, 10))
-
-
-def merged_slowly(given_ranges: list[tuple[int, int, int]], gap: int) -> list[tuple[int, int, int]]:
-    out: list[tuple[int, int, int]] = []
-    for group, start, stop in sorted(given_ranges):
-        if out and out[-1][0] == group and start <= out[-1][2] + gap:
-            out[-1] = (group, out[-1][1], max(out[-1][2], stop))
-        else:
-            out.append((group, start, stop))
-    return out
-
-
-class TestRanges:
-    @given(ranges())
-    def test_merging_against_the_reference(self, drawn: tuple[list[tuple[int, int, int]], int]) -> None:
-        given_ranges, gap = drawn
-        columns = np.array(given_ranges, dtype=np.int64).reshape(-1, 3).T
-        merged = merge_ranges(*columns, gap=gap)
-        assert list(zip(*(one.tolist() for one in merged), strict=True)) == merged_slowly(given_ranges, gap)
-
-    @given(st.lists(st.integers(0, 4), max_size=30))
-    def test_grouping_consecutive_rows(self, blocks: list[int]) -> None:
-        first, group = group_rows(block_ids(blocks))
-        assert first.tolist() == [i for i in range(len(blocks)) if i == 0 or blocks[i] != blocks[i - 1]]
-        assert group.tolist() == [sum(at <= i for at in first.tolist()) - 1 for i in range(len(blocks))]
-
-    @given(st.integers(1, 300), st.integers(1, 40_000))
-    def test_a_file_is_header_shards_and_padding(self, shards: int, shard_size: int) -> None:
-        layout = BlockLayout.of(shards * shard_size, shard_size)
-        assert layout.shards == shards
-        assert layout.header_bytes % 4096 == 0
-        assert layout.file_bytes % 4096 == 0
-        assert 0 <= layout.file_bytes - layout.header_bytes - layout.block_size < 4096
-        start, stop = layout.row_ranges(np.arange(shards))
-        assert start[0] == layout.header_bytes
-        assert stop[-1] == layout.header_bytes + layout.block_size
-        assert (stop - start == shard_size).all()
-        assert (start[1:] == stop[:-1]).all()
-        whole_start, whole_stop = layout.row_ranges(np.array([-1]))
-        assert (whole_start[0], whole_stop[0]) == (start[0], stop[-1])

@@ -164,7 +164,7 @@ class TestTasks:
     async def test_timeouts_that_are_fine(self, store: Store, timeout: Any) -> None:
         await store.dump(IDS, None, rows(), timeout=timeout)
 
-    @pytest.mark.parametrize("task", [None, "task", 7, asyncio.sleep], ids=repr)
+    @pytest.mark.parametrize("task", [None, "task", 7, asyncio.sleep], ids=["None", "a str", "an int", "a function"])
     async def test_waiting_for_what_is_no_task(self, store: Store, task: Any) -> None:
         with pytest.raises(TypeError, match=r"task: .*, must be what load or dump returned"):
             await store.wait(task)

@@ -19,13 +19,30 @@ from .exports import Exports, export_buffers
 from .gate import Gate
 from .idtable import IdTable
 from .mapping import Mapping
+from .paths import block_paths, mix_ids
 from .pool import ThreadPool
 
 __all__ = [
+    "CLAIM_BUSY",
+    "CLAIM_HIT",
+    "CLAIM_MINE",
+    "CLAIM_NONE",
+    "CLAIM_THEIRS",
     "CODING_BYTES",
     "HAVE_CRC32C",
+    "PROCESSES_MAX",
+    "REASON_MAX",
     "REQUEST_BYTES",
+    "TABLE_USER_BYTES",
+    "TABLE_USER_OFFSET",
+    "TABLE_VERSION",
+    "WATCH_DIRTY",
+    "WATCH_FAILED",
+    "WATCH_FILLING",
+    "WATCH_GONE",
+    "WATCH_READY",
     "AioContext",
+    "BlockTable",
     "CodecContext",
     "Driver",
     "Exports",
@@ -34,10 +51,13 @@ __all__ = [
     "Mapping",
     "ThreadPool",
     "UringContext",
+    "Watcher",
+    "block_paths",
     "crc32c",
     "execute",
     "export_buffers",
     "io_setup_limit",
+    "mix_ids",
 ]
 
 HAVE_CRC32C: Final = False
@@ -45,8 +65,26 @@ CODING_BYTES: Final = CODING.itemsize
 REQUEST_BYTES: Final = REQUEST.itemsize
 
 
+# What answers of a BlockTable would mean. The numbers are those of ext/blocktable.h; a test compares them.
+CLAIM_NONE: Final = 0
+CLAIM_HIT: Final = 1
+CLAIM_MINE: Final = 2
+CLAIM_THEIRS: Final = 3
+CLAIM_BUSY: Final = 4
+WATCH_GONE: Final = 0
+WATCH_FILLING: Final = 1
+WATCH_READY: Final = 2
+WATCH_DIRTY: Final = 3
+WATCH_FAILED: Final = 0x80
+REASON_MAX: Final = 0x7F
+PROCESSES_MAX: Final = 48
+TABLE_VERSION: Final = 1
+TABLE_USER_OFFSET: Final = 1024
+TABLE_USER_BYTES: Final = 3072
+
+
 class _Missing:
-    """A context that needs the extension."""
+    """What needs the extension."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSYS, f"{type(self).__name__} needs the extension ucm_async._native")
@@ -65,6 +103,16 @@ class UringContext(_Missing):
 @final
 class Driver(_Missing):
     """Chains over a ring: not without the extension."""
+
+
+@final
+class BlockTable(_Missing):
+    """Slots shared between processes: not without the extension, since Python has no atomic operations on memory."""
+
+
+@final
+class Watcher(_Missing):
+    """Waiting for another process' slots: not without the extension."""
 
 
 def io_setup_limit() -> tuple[int, int]:

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from ..engines import requests as op
@@ -65,10 +66,12 @@ def _run_one(row: Row, job: _Job) -> int:
     code = opcode & op.OP_MASK
     if opcode & ~(op.OP_MASK | FLAGS):
         return -errno.EINVAL
-    if code in (op.OP_COPY, op.OP_CHECKSUM):
+    if code in (op.OP_COPY, op.OP_CHECKSUM, op.OP_MOVE):
         start = job.previous if opcode & op.FLAG_CHAIN else 0
         if start < 0:
             return -errno.EINVAL if start == op.PENDING_RESULT else CANCELED
+        if code == op.OP_MOVE:
+            return _move(address, offset, length, gate)
         return _copy(address, offset if code == op.OP_COPY else None, length, gate, start)
     if code == op.OP_NOP:
         return 0
@@ -109,6 +112,16 @@ def _copy(target: int, source: int | None, length: int, gate: int, value: int) -
             return CANCELED
         value = piece.value
     return value
+
+
+def _move(target: int, source: int, length: int, gate: int) -> int:
+    if length and (not target or not source):
+        return -errno.EFAULT
+    for done in range(0, length, PIECE_BYTES):
+        size = min(PIECE_BYTES, length - done)
+        if not through(gate, partial(ctypes.memmove, target + done, source + done, size)):
+            return CANCELED
+    return 0
 
 
 class _Piece:

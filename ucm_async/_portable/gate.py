@@ -59,7 +59,7 @@ class Gate:
         return gate
 
 
-def through(gate: int, piece: Callable[[], None]) -> bool:
+def through(gate: int, piece: Callable[[], object]) -> bool:
     """Run `piece` inside the gate with address `gate` (0: no gate); False if it is closed."""
     if not gate:
         piece()

@@ -11,6 +11,7 @@ from typing import Final, final
 import numpy as np
 
 PAGE_BYTES: Final = mmap.PAGESIZE
+HUGE_BYTES: Final = 2 << 20
 LENGTH_MAX: Final = 1 << 60
 
 
@@ -24,9 +25,10 @@ class Mapping(mmap.mmap):
     address: int
     length: int
     page_mode: str
+    _shared: bool
 
-    def __new__(cls, length: int, fd: int = -1, huge: bool = True) -> Mapping:
-        """Map and prefault `length` bytes. Raises OSError where that fails."""
+    def __new__(cls, length: int, fd: int = -1, huge: bool = True, populate: bool = True) -> Mapping:
+        """Map `length` bytes, and prefault them if `populate`. Raises OSError where that fails."""
         if not 0 < length <= LENGTH_MAX:
             raise ValueError(f"length: {length}, must be 1 ... {LENGTH_MAX}")
         if fd >= 0 and (size := os.fstat(fd).st_size) < length:
@@ -38,19 +40,28 @@ class Mapping(mmap.mmap):
         mapping.address = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping))
         if huge and fd < 0 and hasattr(mmap, "MADV_HUGEPAGE"):
             mapping._advise_huge()
-        mapping._prefault(shared=fd >= 0)
+        mapping._shared = fd >= 0
+        if populate:
+            mapping.populate(0, length)
         return mapping
 
-    def __init__(self, length: int, fd: int = -1, huge: bool = True) -> None:
+    def __init__(self, length: int, fd: int = -1, huge: bool = True, populate: bool = True) -> None:
         super().__init__()
 
     def _advise_huge(self) -> None:
         with contextlib.suppress(OSError):  # a kernel without huge pages; small ones do
             self.madvise(mmap.MADV_HUGEPAGE)
 
-    def _prefault(self, *, shared: bool) -> None:
-        pages = np.frombuffer(self, dtype=np.uint8)[::PAGE_BYTES]
-        if shared:
+    def populate(self, offset: int, length: int, /) -> None:
+        """Fault in a part."""
+        if offset < 0 or offset % HUGE_BYTES:
+            raise ValueError(f"offset: {offset}, must be a multiple of {HUGE_BYTES}")
+        if self.closed:
+            raise ValueError("Mapping: closed")
+        if length < 1 or offset + length > self.length:
+            raise ValueError(f"length: {length} bytes from {offset} on, must lie within {self.length}")
+        pages = np.frombuffer(self, dtype=np.uint8, count=length, offset=offset)[::PAGE_BYTES]
+        if self._shared:
             pages.max()  # another process may be writing here, so only read
         else:
             pages[:] = 0

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, Final, final
 
-from ..engines.requests import PENDING_RESULT, Requests
+import numpy as np
+
+from ..engines.requests import OP_COPY, OP_MASK, OP_MOVE, OP_READ, OP_WRITEV, PENDING_RESULT, Requests
 from .execute import run
 from .memory import Data, requests_of
 
@@ -67,7 +69,7 @@ class _Shared:
     def __init__(self) -> None:
         self.signal = _Signal()
         self.jobs: SimpleQueue[tuple[_Batch, slice] | None] = SimpleQueue()
-        self.done: deque[Any] = deque()
+        self.done: deque[_Batch] = deque()
         self.finished = 0
         self.counting = threading.Lock()
 
@@ -84,7 +86,7 @@ class _Shared:
                 self.complete(batch)
 
     def complete(self, batch: _Batch) -> None:
-        self.done.append(batch.token)
+        self.done.append(batch)
         self.signal.set()
 
 
@@ -99,6 +101,8 @@ class ThreadPool:
         self._owner = threading.Lock()
         self._closed = False
         self._submitted = 0
+        self.bytes = 0
+        self.errors = 0
         self._shared = _Shared()
         # Daemons: a pool that was never closed must not keep the interpreter from exiting.
         self._threads = [
@@ -146,8 +150,17 @@ class ThreadPool:
         self._shared.signal.clear()
         tokens = []
         while self._shared.done:
-            tokens.append(self._shared.done.popleft())
+            batch = self._shared.done.popleft()
+            self._count(batch.requests)
+            tokens.append(batch.token)
         return tokens
+
+    def _count(self, requests: Requests) -> None:
+        good = requests["result"] >= 0
+        codes = requests["opcode"] & OP_MASK
+        self.errors += len(good) - int(np.count_nonzero(good))
+        self.bytes += int(requests["result"].sum(where=good & (codes >= OP_READ) & (codes <= OP_WRITEV)))
+        self.bytes += int(requests["length"].sum(where=good & ((codes == OP_COPY) | (codes == OP_MOVE))))
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when a batch may be done. -1 once closed."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-from .measure import Finding
-from .setting import Setting
+from . import running
 
-__all__ = ["CASES", "describe_machine", "run_cases"]
+if TYPE_CHECKING:
+    from .measure import Finding
+    from .setting import Setting
+
+__all__ = ["CASES", "run_cases"]
 
 CASES: Final[Mapping[str, str]] = {
     "load": "load",
@@ -27,21 +27,5 @@ CASES: Final[Mapping[str, str]] = {
 async def run_cases(
     setting: Setting, names: Sequence[str], on_case: Callable[[str], None] = lambda _name: None
 ) -> list[Finding]:
-    """Run cases one after another.
-
-    Raises
-    ------
-    BenchError, LimitError
-        The disk is too small, the store failed, or the C program did.
-    """
-    found: list[Finding] = []
-    for name in names:
-        on_case(name)
-        module = importlib.import_module(f".cases.{CASES[name]}", __package__)
-        found += await module.measure(setting)
-    return found
-
-
-def describe_machine() -> dict[str, Any]:
-    """Tell what the figures depend on."""
-    return {"kernel": platform.release(), "python": platform.python_version(), "cpus": os.cpu_count()}
+    """See `running.run_cases`."""
+    return await running.run_cases(CASES, setting, names, on_case)

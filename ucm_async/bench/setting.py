@@ -1,4 +1,4 @@
-"""What the cases of the engine benchmark share: where, with what, how often."""
+"""What the cases of the benchmarks share: where, with what, how often."""
 
 from __future__ import annotations
 
@@ -99,21 +99,25 @@ class Setting:
     create_threads: int = 8
     busy_blocks: int = 1024
 
-    def open_store(self, folder: Path, block_bytes: int) -> AbstractAsyncContextManager[Store]:
+    def open_store(
+        self, folder: Path, block_bytes: int, pipeline: str = "Posix", **keys: Any
+    ) -> AbstractAsyncContextManager[Store]:
         """Open a store of whole blocks in `folder`."""
         from ..store import open_store  # noqa: PLC0415  (the import is one of the things measured)
 
+        return open_store(pipeline, **self.store_keys(folder, block_bytes), **keys)
+
+    def store_keys(self, folder: Path, block_bytes: int) -> dict[str, Any]:
+        """Return the keys of a store of whole blocks in `folder`."""
         keys: dict[str, Any] = {} if self.engine is None else {"io_engine": self.engine}
-        return open_store(
-            "Posix",
-            storage_backends=[str(folder)],
-            block_size=block_bytes,
-            shard_size=block_bytes,
-            namespace="bench",
-            io_direct=self.direct,
-            timeout_ms=0,
-            **keys,
-        )
+        return keys | {
+            "storage_backends": [str(folder)],
+            "block_size": block_bytes,
+            "shard_size": block_bytes,
+            "namespace": "bench",
+            "io_direct": self.direct,
+            "timeout_ms": 0,
+        }
 
     @asynccontextmanager
     async def folder(self, name: str, need_bytes: int = 0) -> AsyncIterator[Path]:

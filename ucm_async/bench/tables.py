@@ -41,6 +41,10 @@ def _summary(report: Report, setting: Mapping[str, Any]) -> Table:
     table.add_row("blocks asked", f"{report.blocks_asked:,}{block}")
     table.add_row("prefix hits", f"{report.prefix_hits:,}")
     table.add_row("hit ratio", f"{report.hit_ratio:.4f}  (infinite cache: {report.ideal_hit_ratio:.4f})")
+    if "cache" in setting:
+        cache = setting["cache"]
+        had = f"{cache['hits']:,} of {cache['asked']:,} asked, dumps included, policy {cache['policy']}"
+        table.add_row("cache hit ratio", f"{cache['hit_ratio']:.4f}  ({had})")
     wrong = f"{report.wrong_bytes:,}" + (f" in {report.wrong_blocks:,} blocks" if report.wrong_blocks else "")
     table.add_row("wrong bytes", Text(wrong, "bold red" if report.wrong_bytes else "bold green"))
     table.add_row("wall time", f"{report.wall_s:.1f} s, blocks made and compared within it")
@@ -63,10 +67,10 @@ def _cells(flow: Flow) -> list[str]:
     return [f"{flow.calls:,}", f"{flow.blocks:,}", f"{flow.bytes / 1e9:.2f}", rate, *latencies, failures]
 
 
-def print_findings(findings: Sequence[Finding], setting: Mapping[str, Any]) -> None:
-    """Print the findings of a benchmark; `setting` says on what they were made."""
+def print_findings(what: str, findings: Sequence[Finding], setting: Mapping[str, Any]) -> None:
+    """Print the findings of the benchmark `what`; `setting` says on what they were made."""
     console = _console()
-    console.print("bench engine: " + ", ".join(f"{name} {value}" for name, value in setting.items()), highlight=False)
+    console.print(f"bench {what}: " + ", ".join(f"{name} {value}" for name, value in setting.items()), highlight=False)
     table = Table("case", "what", "measured", "compared with", "ratio", "goal", "met")
     for one in findings:
         reference = (

@@ -25,6 +25,8 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: Final[Mapping[str, str]] = {
     "replay": "run a workload as an inference frontend does, and compare every loaded byte",
     "bench": "measure an engine on this machine",
+    "simulate": "whole stores on a simulated machine, with faults, from a seed",
+    "shm": "list, inspect and remove the shared memory of the Cache",
     "doctor": "what this machine offers, and what to change",
 }
 """Each command, the name of its module here, and its line in the help."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..types import Status
 from ._options import amount, positive_int, stamped_bytes
+from ._workloads import open_workload
 
 if TYPE_CHECKING:
     from ..bench.report import Report
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dir", type=Path, help="keep the blocks there (default: a temporary directory here, removed at the end)"
     )
     store.add_argument("--engine", choices=("auto", "psync", "aio", "uring"), help="default: auto")
+    store.add_argument(
+        "--cache-gb",
+        type=amount,
+        metavar="GB",
+        help="memory of a Cache, which is that of this replay alone (default: 1)",
+    )
     store.add_argument("--capacity-gb", type=amount, metavar="GB", help="cap of the store on disk (default: none)")
     how = parser.add_argument_group("how it is asked")
     how.add_argument(
@@ -85,7 +92,11 @@ def run(args: argparse.Namespace) -> int:
     report = Report()
     outcome: dict[str, Any] = {}
     try:
-        with _requests(args) as requests, _directory(args.dir) as directory, _progress(args) as on_request:
+        with (
+            open_workload(args.trace, args.requests, args.seed) as requests,
+            _directory(args.dir) as directory,
+            _progress(args) as on_request,
+        ):
             outcome["loop"] = loop_name(args.loop)
             run_on(outcome["loop"], _replay(args, requests, directory, report, outcome, on_request))
     except KeyboardInterrupt:
@@ -123,13 +134,20 @@ async def _replay(
     }
     if args.engine is not None:
         settings["io_engine"] = args.engine
+    if args.cache_gb is not None:
+        settings["cache_buffer_capacity_gb"] = args.cache_gb
+    if "Cache" in args.pipeline:
+        settings["unique_id"] = f"replay-{os.getpid()}"  # nobody else's blocks, which would be hits that are not ours
     if args.capacity_gb is not None:
         settings["posix_capacity_gb"] = args.capacity_gb
     async with open_store(args.pipeline, **settings) as store:
         outcome["pipeline"] = args.pipeline
         outcome["block_bytes"] = block_bytes
         outcome["engine"] = _engine_names(store.statistics().pipeline)
-        await replay(store, requests, options, report, on_request)
+        try:
+            await replay(store, requests, options, report, on_request)
+        finally:
+            outcome.update(_cache_hits(store.statistics().pipeline))
     # A capped store may evict between lookup and load, and refuse dumps while it collects.
     capped = (Status.MISS, Status.NO_SPACE) if args.capacity_gb is not None else ()
     outcome["problems"] = report.problems(expected=(Status.TIMEOUT, *capped))
@@ -140,18 +158,6 @@ def _block_bytes(args: argparse.Namespace) -> int:
 
     default = SAMPLE_BLOCK_BYTES if args.trace is None else _TRACE_BLOCK_BYTES
     return int(args.block_bytes or default)
-
-
-@contextlib.contextmanager
-def _requests(args: argparse.Namespace) -> Iterator[Iterable[Request]]:
-    """Open the workload; read lazily."""
-    from ..bench.workloads import MultiTurn, parse_trace  # noqa: PLC0415
-
-    if args.trace is None:
-        yield MultiTurn(seed=args.seed, requests=args.requests or MultiTurn().requests)
-        return
-    with args.trace.open("rb") as lines:
-        yield islice(parse_trace(lines, str(args.trace)), args.requests)
 
 
 @contextlib.contextmanager
@@ -192,6 +198,16 @@ def _engine_names(pipeline: Any) -> str:
             elif isinstance(value, Mapping):
                 todo.append(value)
     return ", ".join(sorted(set(found))) or "none"
+
+
+def _cache_hits(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a Cache was asked for and had, dumps included; nothing if there is none."""
+    if "Cache" not in pipeline:
+        return {}
+    counters = pipeline["Cache"]["stage"]["buffer"]
+    hits, asked = counters["hits"], counters["hits"] + counters["misses"]
+    ratio = round(hits / asked, 6) if asked else 0.0
+    return {"cache": {"hits": hits, "asked": asked, "hit_ratio": ratio, "policy": counters["policy"]}}
 
 
 def _show(args: argparse.Namespace, report: Report, outcome: dict[str, Any]) -> None:

@@ -79,9 +79,9 @@ class AutoEngine(Engine):
             raise StoreClosedError("the auto engine is closed")
         return self._pick(requests, chunk).submit(requests, chunk)
 
-    def submit_small(self, requests: Requests, chunk: int, nbytes: int, on_done: Callable[[], None]) -> bool:
+    def submit_small(self, requests: Requests, chunk: int, on_done: Callable[[], None]) -> bool:
         """See `ucm_async.abc.Engine.submit_small`."""
-        return not self._closed and self._ring.submit_small(requests, chunk, nbytes, on_done)
+        return not self._closed and self._ring.submit_small(requests, chunk, on_done)
 
     def _pick(self, requests: Requests, chunk: int) -> ContextEngine:
         name, why = pick(requests, chunk, self._ring.name)

@@ -10,18 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from ..abc import Engine
 from ..errors import StoreClosedError
-from .requests import OP_COPY, OP_MASK, OP_READ, OP_WRITEV, Requests
+from .requests import Requests
 
-__all__ = ["FEW", "Context", "ContextEngine"]
-
-FEW: Final = 48
-"""Up to as many requests, Python counts quicker than numpy's calls begin."""
+__all__ = ["Context", "ContextEngine"]
 
 
 class Context(Protocol):
@@ -39,9 +34,17 @@ class Context(Protocol):
     def close(self) -> list[Any]:
         """Wait for everything, free it, and return the tokens that are left."""
 
+    @property
+    def bytes(self) -> int:
+        """Bytes that the batches which were reaped transferred and copied."""
 
-_Token = tuple[Callable[[], None], int, Requests | None]
-"""Travels with the batch: what to call when it is done, its requests, and the array if it is to be counted."""
+    @property
+    def errors(self) -> int:
+        """Their failed requests."""
+
+
+_Token = tuple[Callable[[], None], int]
+"""Travels with the batch: what to call when it is done, and how many requests it has."""
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -74,8 +77,6 @@ class ContextEngine(Engine):
         self.why = ""
         self._requests = 0
         self._batches = 0
-        self._bytes = 0
-        self._errors = 0
         self._in_flight = 0
         self._unfinished = 0  # batches, the empty ones too
         self._in_flight_max = 0
@@ -96,14 +97,10 @@ class ContextEngine(Engine):
         """Return the context that gets a batch."""
         return self._contexts[0]
 
-    def _begin(
-        self, context: Context, requests: Requests, on_done: Callable[[], None], chunk: int, nbytes: int | None = None
-    ) -> None:
-        """Submit a batch. Its bytes are counted when it is done, unless the caller knows them: then they are now."""
+    def _begin(self, context: Context, requests: Requests, on_done: Callable[[], None], chunk: int) -> None:
         count = len(requests)
-        token: _Token = (on_done, count, requests if nbytes is None else None)
+        token: _Token = (on_done, count)
         context.submit(requests, token, chunk)
-        self._bytes += nbytes or 0
         self._requests += count
         self._batches += 1
         self._unfinished += 1
@@ -116,38 +113,13 @@ class ContextEngine(Engine):
 
     def _reap(self, context: Context) -> int:
         done: list[_Token] = context.reap()
-        for on_done, count, requests in done:
+        for on_done, count in done:
             self._in_flight -= count
-            if requests is not None:
-                self._count(requests)
             on_done()
         self._unfinished -= len(done)
         if self._idle is not None and self._unfinished == 0 and not self._idle.done():
             self._idle.set_result(None)
         return len(done)
-
-    def _count(self, requests: Requests) -> None:
-        """Count bytes of transfers and copies only: other results are descriptors, sizes and checksums."""
-        if len(requests) <= FEW:
-            self._count_few(requests)
-            return
-        results = requests["result"]
-        codes = requests["opcode"] & OP_MASK
-        good = results >= 0
-        self._errors += len(results) - int(np.count_nonzero(good))
-        self._bytes += int(results.sum(where=good & (codes >= OP_READ) & (codes <= OP_WRITEV)))
-        self._bytes += int(requests["length"].sum(where=good & (codes == OP_COPY)))
-
-    def _count_few(self, requests: Requests) -> None:
-        fields = (requests[name].tolist() for name in ("opcode", "length", "result"))
-        for opcode, length, result in zip(*fields, strict=True):
-            code = opcode & OP_MASK
-            if result < 0:
-                self._errors += 1
-            elif OP_READ <= code <= OP_WRITEV:
-                self._bytes += result
-            elif code == OP_COPY:
-                self._bytes += length
 
     async def aclose(self) -> None:
         """Wait until nothing is in flight, then free the contexts. Idempotent; a cancelled close goes on by itself."""
@@ -162,7 +134,7 @@ class ContextEngine(Engine):
         for context in self._contexts:
             self._loop.remove_reader(context.fileno())
         # Joining threads and freeing rings takes milliseconds, which the loop does not have.
-        for on_done, _, _ in await asyncio.to_thread(self._free):
+        for on_done, _ in await asyncio.to_thread(self._free):
             on_done()
 
     def _free(self) -> list[_Token]:
@@ -175,8 +147,8 @@ class ContextEngine(Engine):
             "name": self.name,
             "requests": self._requests,
             "batches": self._batches,
-            "bytes": self._bytes,
-            "errors": self._errors,
+            "bytes": sum(context.bytes for context in self._contexts),
+            "errors": sum(context.errors for context in self._contexts),
             "in_flight": self._in_flight,
             "in_flight_max": self._in_flight_max,
             "waiting": waiting,

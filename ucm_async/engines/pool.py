@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..abc import Engine
 from ..native import ThreadPool
 from .base import ContextEngine
 from .requests import Requests
+from .system import current_system
 
 __all__ = ["PoolEngine", "make_pool"]
 
@@ -28,11 +30,11 @@ class PoolEngine(ContextEngine):
         self._pool = ThreadPool(threads, name)
         super().__init__(self._pool)
 
-    def submit_small(self, requests: Requests, chunk: int, nbytes: int, on_done: Callable[[], None]) -> bool:
+    def submit_small(self, requests: Requests, chunk: int, on_done: Callable[[], None]) -> bool:
         """See `ucm_async.abc.Engine.submit_small`; a thread runs the chains as it runs any others."""
         if self._closing is not None:
             return False
-        self._begin(self._pool, requests, on_done, chunk, nbytes)
+        self._begin(self._pool, requests, on_done, chunk)
         return True
 
     @property
@@ -41,6 +43,6 @@ class PoolEngine(ContextEngine):
         return self._pool.threads
 
 
-def make_pool(threads: int, name: str) -> PoolEngine:
+def make_pool(threads: int, name: str) -> Engine:
     """Return a pool for file operations or copies, on the running loop."""
-    return PoolEngine(threads, name)
+    return current_system().make_engine("pool", threads) or PoolEngine(threads, name)

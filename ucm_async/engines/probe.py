@@ -21,6 +21,7 @@ from .auto import AutoEngine
 from .base import ContextEngine
 from .psync import PsyncEngine
 from .ring import HELPERS
+from .system import current_system
 from .uring import UringEngine
 
 if TYPE_CHECKING:
@@ -176,6 +177,9 @@ def make_engine(
     ConfigError
         There is no engine of that name.
     """
+    stand_in = current_system().make_engine(requested, depth)
+    if stand_in is not None:
+        return stand_in
     reports: list[EngineReport] = []
     while True:
         name, why = choose_engine(requested, direct, reports)
@@ -215,6 +219,9 @@ def probe_direct(directory: str | os.PathLike[str]) -> tuple[bool, str]:
     A file system in memory may take the flag, but has no disk behind a cache: it copies in the submitting call. So it
     counts as buffered, and a ring leaves its copies to the kernel's workers.
     """
+    told = current_system().direct_reason(directory)
+    if told is not None:
+        return not told, told
     if not hasattr(os, "O_DIRECT"):
         return False, "this system has no O_DIRECT"
     path = ""

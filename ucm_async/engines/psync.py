@@ -41,7 +41,5 @@ class PsyncEngine(PoolEngine):
     def __init__(self, threads: int) -> None:
         super().__init__(threads, "ucm-psync")
 
-    def _begin(
-        self, context: Context, requests: Requests, on_done: Callable[[], None], chunk: int, nbytes: int | None = None
-    ) -> None:
-        super()._begin(context, requests, on_done, job_size(len(requests), chunk, self.depth), nbytes)
+    def _begin(self, context: Context, requests: Requests, on_done: Callable[[], None], chunk: int) -> None:
+        super()._begin(context, requests, on_done, job_size(len(requests), chunk, self.depth))

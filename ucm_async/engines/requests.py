@@ -48,11 +48,12 @@ OP_RENAME: Final = 8  # renameat2(fd, address, fd, offset, flags = length)
 OP_UNLINK: Final = 9  # unlinkat(fd, address, flags = length)
 OP_STAT: Final = 10  # fstatat(fd, address) -> size in bytes; -EISDIR where it is not a regular file
 OP_MKDIR: Final = 11  # mkdirat(fd, address, mode = length)
-OP_FALLOCATE: Final = 12  # fallocate(fd, 0, offset, length)
+OP_FALLOCATE: Final = 12  # fallocate(fd, 0, offset, length) -> 0, also where the file system reserves nothing
 OP_FSYNC: Final = 13  # fsync(fd), for directories
 # Memory. `offset` is the source address of a copy. The result is the CRC-32C of the bytes (0 ... 2**32-1).
 OP_COPY: Final = 16  # memcpy(address, offset, length) and checksum in one pass
 OP_CHECKSUM: Final = 17  # checksum of length bytes at address
+OP_MOVE: Final = 18  # memcpy(address, offset, length) without a checksum -> 0
 
 FLAG_LINK: Final = 0x100  # use the descriptor of the last OP_OPEN before it in the chain; -ECANCELED if that failed
 FLAG_CHAIN: Final = 0x200  # the checksum goes on from the result of the request before it

@@ -19,6 +19,7 @@ from .requests import (
     OP_CLOSE,
     OP_COPY,
     OP_MASK,
+    OP_MOVE,
     OP_NOP,
     OP_OPEN,
     OP_READ,
@@ -73,7 +74,7 @@ def is_small(requests: Requests, chunk: int, *, writes: bool = True) -> bool:
             transferred += length
         elif code in (OP_READV, OP_WRITEV):
             transferred += _bytes_of_vectors(address, length)
-        elif code in (OP_COPY, OP_CHECKSUM):
+        elif code in (OP_COPY, OP_CHECKSUM, OP_MOVE):
             worked += length
         elif code not in (OP_NOP, OP_CLOSE) and opcode != OP_OPEN | FLAG_CACHED:
             return False
@@ -117,11 +118,11 @@ class RingEngine(ContextEngine):
         self._batches_direct = 0
         super().__init__(self._driver, self._direct)
 
-    def submit_small(self, requests: Requests, chunk: int, nbytes: int, on_done: Callable[[], None]) -> bool:
+    def submit_small(self, requests: Requests, chunk: int, on_done: Callable[[], None]) -> bool:
         """See `ucm_async.abc.Engine.submit_small`."""
         if self._closing is not None or self._direct.waiting:
             return False
-        self._begin(self._direct, requests, on_done, chunk, nbytes)
+        self._begin(self._direct, requests, on_done, chunk)
         self._batches_direct += 1
         return True
 

@@ -12,14 +12,12 @@ from typing import Final
 
 from anyio.abc import TaskGroup
 
+from ..abc import Stage
 from ..errors import BackendIOError, WouldBlock
 from ..tasks import Slice, SliceBatch, make_batches
 from ..types import Status
 
 __all__ = ["Lane", "LaneStatistics"]
-
-SHORT_WAY_BYTES_MAX: Final = 128 << 10
-"""Larger slices are copied and checked by other threads, which the ordinary way is made for."""
 
 LATE_BATCHES_MAX: Final = 64
 """Batches that nobody waits for any more and that the stage still has, for each lane; more of them hold up a worker."""
@@ -75,6 +73,11 @@ class Lane:
     begin
         Offered a small slice that finds its inbox empty, with what to call if it must be queued after all: see
         `ucm_async.abc.Stage.begin_load`.
+
+    Attributes
+    ----------
+    short_way_bytes_max
+        Larger slices are not offered to `begin`, nor parts of larger tasks: what it does is done before `load` returns.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Lane:
         self._batch_bytes = batch_bytes
         self._inboxes: list[asyncio.Queue[Slice]] = [asyncio.Queue(depth) for _ in range(queues)]
         self._begin = begin
+        self.short_way_bytes_max = Stage.short_way_bytes_max
         self._slices = self._batches = self._running = self._dropped = self._short = self._late = 0
         self._closed = False
         self._returning: set[asyncio.Task[None]] = set()
@@ -115,7 +119,8 @@ class Lane:
         if (
             self._begin is not None
             and inbox.empty()
-            and one.nbytes <= SHORT_WAY_BYTES_MAX
+            and one.nbytes <= self.short_way_bytes_max
+            and one.is_all
             and self._begin(one, partial(self._put_after_all, one, queue))
         ):
             self._short += 1

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from anyio.abc import TaskGroup
 
-from ..abc import Stage
+from ..abc import Lent, Stage
 from ..config import StoreConfig
+from ..engines.waits import completed
 from ..errors import StoreError
 from ..tasks import LaneName, Memory, Slice, SliceBatch, Task, cut_slices
-from ..types import I64, U8, U64, Bools, Durability
+from ..types import I64, U8, U64, Bools, Durability, Status
 from .lane import Lane
 
 __all__ = ["Operator"]
@@ -42,6 +45,7 @@ class Operator:
             batch_bytes=batch_bytes,
             begin=self._begin_load,
         )
+        self.load_lane.short_way_bytes_max = stage.short_way_bytes_max
         self.dump_lane = Lane(
             f"{stage.name}-dump", self._dump_batch, queues=queues, depth=depth, batch_bytes=batch_bytes
         )
@@ -86,10 +90,24 @@ class Operator:
     async def replace(self, stage: Stage) -> None:
         """Put an opened `stage` in the place of the present one, and close that when its last batch has left."""
         old, self.stage = self.stage, stage
+        self.load_lane.short_way_bytes_max = stage.short_way_bytes_max
         if id(old) in self._users:
             left = self._left[id(old)] = asyncio.get_running_loop().create_future()
             await left
         await old.aclose()
+
+    async def lease(self, ids: U8, deadline: float) -> Lent | None:
+        """See `ucm_async.abc.Stage.lease`. The stage is not closed before what it lends is released."""
+        stage = self._enter()
+        try:
+            lent = await stage.lease(ids, deadline)
+        except BaseException:
+            self._leave(stage)
+            raise
+        if lent is None:
+            self._leave(stage)
+            return None
+        return _Lent(lent, self, stage)
 
     # ---- ucm_async.abc.Lower
 
@@ -104,16 +122,28 @@ class Operator:
     async def _send(
         self, name: LaneName, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability
     ) -> U8:
+        if not len(ids):
+            return np.zeros(0, dtype=np.uint8)
         lane = self.load_lane if name == "load" else self.dump_lane
         memory = Memory(addresses, tuple(piece_sizes.tolist()), direct=True)
         loop = asyncio.get_running_loop()
         task = Task(name, ids, shards, memory, durability=durability, loop=loop, on_finished=_nothing)
-        cuts = cut_slices(ids, memory.row_bytes, slice_bytes=self._config.slice_bytes, queues=lane.queues)
+        # To one queue: the stage above cuts as it sees fit, and parts of one call would wait for the slowest worker.
+        cuts = cut_slices(ids, memory.row_bytes, slice_bytes=self._config.slice_bytes, queues=1)
         task.expect_slices(len(cuts))
-        for start, stop in cuts:
-            self._next_queue = (self._next_queue + 1) % lane.queues
-            await lane.put(Slice(task, start, stop), self._next_queue)
-        return (await task).status
+        unsent = deque(Slice(task, start, stop) for start, stop in cuts)
+        try:
+            while unsent:
+                self._next_queue = (self._next_queue + 1) % lane.queues
+                await lane.put(unsent[0], self._next_queue)
+                unsent.popleft()
+            return (await task).status
+        except asyncio.CancelledError:
+            task.cancel()
+            for one in unsent:
+                one.report_rest(Status.CANCELLED)
+            await completed(asyncio.ensure_future(task.settled()))
+            raise
 
     async def lookup(self, ids: U8) -> Bools:
         """See `ucm_async.abc.Stage.lookup`."""
@@ -142,6 +172,25 @@ class Operator:
             "dump_lane": self.dump_lane.statistics(),
             "stage": dict(self.stage.statistics()),
         }
+
+
+class _Lent:
+    """What a stage lends, and the stage, which it keeps open."""
+
+    __slots__ = ("_lent", "_operator", "_stage", "views")
+
+    def __init__(self, lent: Lent, operator: Operator, stage: Stage) -> None:
+        self.views = lent.views
+        self._lent = lent
+        self._operator = operator
+        self._stage = stage
+
+    def release(self) -> None:
+        """See `ucm_async.abc.Lent.release`."""
+        try:
+            self._lent.release()
+        finally:
+            self._operator._leave(self._stage)
 
 
 def _nothing(task: Task) -> None:

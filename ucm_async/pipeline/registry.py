@@ -19,6 +19,7 @@ __all__ = ["ENTRY_POINT_GROUP", "known_stages", "register_stage", "resolve_stage
 ENTRY_POINT_GROUP: Final = "ucm_async.stages"
 
 _BUILT_IN: Final = {
+    "Cache": "ucm_async.stages.cache:CacheStage",
     "Posix": "ucm_async.stages.posix:PosixStage",
     "Empty": "ucm_async.stages.empty:EmptyStage",
     "Fake": "ucm_async.stages.fake:FakeStage",

@@ -3,6 +3,7 @@
 from .arguments import WHOLE_BLOCK, check_rows, refuse_duplicates
 from .batch import Slice, SliceBatch, make_batches
 from .extents import Cuts, cut_row
+from .groups import group_blocks, group_rows, rank_in_group
 from .manager import SliceSink, TaskManager, TaskStatistics
 from .memory import Memory, Regions, memory_of_addresses, memory_of_buffers
 from .result import FailureSet, TaskResult
@@ -26,8 +27,11 @@ __all__ = [
     "check_rows",
     "cut_row",
     "cut_slices",
+    "group_blocks",
+    "group_rows",
     "make_batches",
     "memory_of_addresses",
     "memory_of_buffers",
+    "rank_in_group",
     "refuse_duplicates",
 ]

@@ -35,6 +35,11 @@ class Slice:
         return (self.stop - self.start) * self.task.memory.row_bytes
 
     @property
+    def is_all(self) -> bool:
+        """True if the slice is its whole task."""
+        return self.start == 0 and self.stop == len(self.task.ids)
+
+    @property
     def ids(self) -> U8:
         """Block ids of the rows."""
         return self.task.ids[self.start : self.stop]
@@ -62,9 +67,12 @@ class Slice:
     def succeed(self) -> None:
         """Settle every row, none of which was reported yet, as OK."""
         self.status[:] = Status.OK
+        task = self.task
+        # Whoever waits goes on first. Nobody does if the task settles inside of its own submit.
+        finish = task.finish_slice_soon if task.awaited else task.slice_finished
         count, self.pending = self.pending, 0
-        self.task.rows_in(count)
-        self.task.slice_finished()
+        task.rows_in(count)
+        finish()
 
     def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
         """Settle `rows` (counted from the slice's start). The first report of a row counts."""

@@ -127,8 +127,9 @@ def _one_buffer(name: str, buffer: Any, rows: int, row_bytes: int, writable: boo
         exports.release()
         what = f"shape {tuple(shape)}, {sizes[0]} bytes" if shape is not None else f"{sizes[0]} bytes"
         raise ValueError(f"{name}: {what}, must be ({rows}, {row_bytes}) bytes = {rows * row_bytes}")
-    steps = np.arange(rows, dtype=np.uint64) * np.uint64(row_bytes)
-    return Memory((addresses[0] + steps).reshape(rows, 1), (row_bytes,), release=exports.release)
+    if rows > 1:
+        addresses = addresses + np.arange(rows, dtype=np.uint64) * np.uint64(row_bytes)
+    return Memory(addresses.reshape(rows, 1), (row_bytes,), release=exports.release)
 
 
 def _pieces(

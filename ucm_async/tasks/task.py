@@ -134,6 +134,11 @@ class Task:
         return self._result is None
 
     @property
+    def awaited(self) -> bool:
+        """True while somebody waits for the task."""
+        return bool(self._waiters)
+
+    @property
     def gate_address(self) -> int:
         """For ``REQUEST.gate``: nothing is copied, and nothing is begun, once it is closed."""
         return self._gate.address
@@ -174,6 +179,10 @@ class Task:
         if self.pending == 0:
             self.settle(Status.OK)
 
+    def finish_slice_soon(self) -> None:
+        """Call `slice_finished` after whoever waits has gone on."""
+        self._loop.call_soon(self.slice_finished)
+
     def slice_finished(self) -> None:
         """Count a slice that came back; the last of them finishes the task."""
         self._slices_left -= 1
@@ -192,9 +201,10 @@ class Task:
             self._timer = None
         if self.pending:
             self._gate.close()  # from here on no thread is inside the caller's memory, and none enters
-        status = self._work.copy()
-        if self.pending:
+            status = self._work.copy()  # late rows still go to the original
             status[status == PENDING] = rest
+        else:
+            status = self._work
         status.flags.writeable = False
         settled = self.pending == 0 or not self.memory.direct
         self._result = TaskResult(status, FailureSet(status, self._errors, self.ids, self.shards), settled)

@@ -7,6 +7,7 @@ General layout::
     stores          conformance suites for stores; their parts are the modules `_store_…`
     stateful        a store driven by hypothesis against a dictionary
     faults          an engine that fails on demand
+    simulation      whole stores on a simulated machine, from a seed
     blocking_calls  a guard that fails a test whose code blocks the event loop
 
 Import the modules, not this package: each needs only what it uses.

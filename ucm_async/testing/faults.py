@@ -7,6 +7,7 @@ hangs runs when it is released, so that its bytes arrive as late as a slow disk 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import random
@@ -30,6 +31,7 @@ from ..engines.requests import (
     PENDING_RESULT,
     Requests,
 )
+from ..engines.waits import completed
 from ..errors import StoreClosedError
 from ..types import I64
 
@@ -105,7 +107,9 @@ class FaultyEngine(Engine):
 
     Notes
     -----
-    `aclose` releases what hangs: a kernel does not free a request that it still works on either.
+    `aclose` releases what hangs: a kernel does not free a request that it still works on either. Nor does it end one
+    when every task of a loop is cancelled: what hangs or is delayed then goes on at once, and the future of the batch
+    is done in the end.
     """
 
     name = "faulty"
@@ -133,6 +137,7 @@ class FaultyEngine(Engine):
         task = self._loop.create_task(self._run(requests, chunk, faults, future))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: _conclude(requests, future))
         return future
 
     def release(self) -> None:
@@ -160,23 +165,22 @@ class FaultyEngine(Engine):
     ) -> None:
         chunks = np.arange(len(requests)) // chunk
         hang = np.isin(chunks, [row // chunk for row, fault in faults.items() if fault.kind == "hang"])
-        done = await asyncio.gather(
-            self._part(requests, np.flatnonzero(~hang), chunk, faults),
-            self._hang(requests, np.flatnonzero(hang), chunk, faults),
-            return_exceptions=True,
+        parts = (
+            self._loop.create_task(self._part(requests, np.flatnonzero(~hang), chunk, faults)),
+            self._loop.create_task(self._hang(requests, np.flatnonzero(hang), chunk, faults)),
         )
-        wrong = next((one for one in done if one is not None), None)  # a mistake in the plan
-        if future.done():
-            return
-        if wrong is None:
-            future.set_result(None)
-        else:
-            future.set_exception(wrong)
+        while not all(part.done() for part in parts):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(parts)
+        for part in parts:
+            if not part.cancelled() and (wrong := part.exception()) is not None and not future.done():
+                future.set_exception(wrong)  # a mistake in the plan
 
     async def _hang(self, requests: Requests, rows: I64, chunk: int, faults: dict[int, Fault]) -> None:
         if len(rows) and not self._closed:
             self._hanging += len(rows)
-            await self._released.wait()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._released.wait()
             self._hanging -= len(rows)
         if len(rows):
             await self._part(requests, rows, chunk, faults)
@@ -190,7 +194,8 @@ class FaultyEngine(Engine):
         for place, fault in struck.items():
             if fault.kind == "short":
                 forced |= dict.fromkeys(_withhold_guarded(work, place, chunk), -errno.ECANCELED)
-        await self.inner.submit(work, chunk)
+        with contextlib.suppress(asyncio.CancelledError):
+            await completed(self.inner.submit(work, chunk))
         del vectors  # the shortened lists of ranges had to live until here
         for place, result in forced.items():
             work["result"][place] = result
@@ -198,7 +203,8 @@ class FaultyEngine(Engine):
         slow[[place for place, fault in struck.items() if fault.kind == "delay"]] = True
         requests["result"][rows[~slow]] = work["result"][~slow]
         if slow.any():
-            await asyncio.sleep(max(fault.delay_s for fault in struck.values()))
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(max(fault.delay_s for fault in struck.values()))
             requests["result"][rows[slow]] = work["result"][slow]
 
     async def aclose(self) -> None:
@@ -217,6 +223,14 @@ class FaultyEngine(Engine):
             "injected": dict(self._injected),
             "hanging": self._hanging,
         }
+
+
+def _conclude(requests: Requests, future: asyncio.Future[None]) -> None:
+    """End a batch: what was cancelled before it could begin has failed."""
+    never = requests["result"] == PENDING_RESULT
+    requests["result"][never] = -errno.ECANCELED
+    if not future.done():
+        future.set_result(None)
 
 
 def _alter(work: Requests, place: int, fault: Fault) -> Any:

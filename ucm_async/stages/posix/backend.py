@@ -20,19 +20,18 @@ may remove it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import re
-import secrets
-import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from ...config import StoreConfig
 from ...engines.probe import probe_direct
+from ...engines.system import System, current_system
 from ...errors import ConfigError
 
 __all__ = ["Backend", "open_backend"]
@@ -70,6 +69,8 @@ class Backend:
         Why the backend is not in use; empty if it is.
     leftovers
         Directories of dead writers that were removed when it was opened.
+    system
+        Who has the files.
     """
 
     path: str
@@ -81,15 +82,17 @@ class Backend:
     error: str = ""
     leftovers: int = 0
     lock_fd: int = -1
+    system: System = field(default_factory=current_system)
 
     def close(self) -> None:
         """Remove this writer's directory and close the descriptors. Idempotent."""
         if self.dirfd < 0:
             return
-        with contextlib.suppress(OSError), _locked(self.root / WRITERS):
-            shutil.rmtree(self.root / self.writer, ignore_errors=True)
-        os.close(self.lock_fd)
-        os.close(self.dirfd)
+        system = self.system
+        with contextlib.suppress(OSError), _locked(system, self.root / WRITERS):
+            system.rmtree(self.root / self.writer, ignore_errors=True)
+        system.close(self.lock_fd)
+        system.close(self.dirfd)
         self.dirfd = self.lock_fd = -1
 
 
@@ -106,13 +109,13 @@ def open_backend(path: str, config: StoreConfig) -> Backend:
     """
     fingerprint = config.namespace_fingerprint()
     root = Path(path) / f"{_slug(config.namespace)}-{fingerprint.hex()}"
+    backend = Backend(path, root)
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path)
-        for directory in (root, root / WRITERS, root / QUARANTINE):
-            directory.mkdir(exist_ok=True)
-        backend = Backend(path, root)
-        _describe(root, config)
+        for directory in (path, root, root / WRITERS, root / QUARANTINE):
+            with contextlib.suppress(FileExistsError):
+                backend.system.mkdir(directory)
+        _make_last(backend)
+        _describe(backend, config)
         _claim_writer(backend)
     except OSError as error:
         raise ConfigError(f"storage_backends: {path!r}: {error.strerror}; it must be a writable directory") from error
@@ -125,10 +128,22 @@ def _slug(namespace: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", namespace)[:48].strip("._") or "namespace"
 
 
-def _describe(root: Path, config: StoreConfig) -> None:
-    """Leave a note for people, once, atomically."""
-    note = root / "namespace.json"
-    if note.exists():
+def _make_last(backend: Backend) -> None:
+    """Bring the names of the backend and of the namespace to the medium, whoever made them.
+
+    A dump that is synced does the same for what is below; without this, a power cut takes the whole namespace.
+    """
+    for directory in (Path(backend.path).absolute().parent, Path(backend.path)):
+        try:
+            backend.system.sync_directory(directory)
+        except OSError as error:  # no right to read it, or a file system that has no such thing
+            _log.warning("%s: its names may not survive a power cut: %s", directory, error.strerror)
+
+
+def _describe(backend: Backend, config: StoreConfig) -> None:
+    """Leave a note for people, once."""
+    note = backend.root / "namespace.json"
+    if backend.system.exists(note):
         return
     about = {
         "format": "ucm_async posix",
@@ -137,58 +152,56 @@ def _describe(root: Path, config: StoreConfig) -> None:
         "block_size": config.block_size,
         "shard_size": config.shard_size,
     }
-    draft = root / f"namespace.{secrets.token_hex(4)}.tmp"
-    draft.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    draft.replace(note)
+    backend.system.write_whole(note, (json.dumps(about, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager
-def _locked(writers: Path):  # type: ignore[no-untyped-def]  # a generator of nothing
+def _locked(system: System, writers: Path) -> Iterator[None]:
     """Hold the lock under which writers' directories come and go."""
-    fd = os.open(writers / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = system.open(writers / ".lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        system.lock(fd)
         yield
     finally:
-        os.close(fd)
+        system.close(fd)
 
 
 def _claim_writer(backend: Backend) -> None:
-    writers = backend.root / WRITERS
-    with _locked(writers):
-        backend.leftovers = _remove_dead_writers(writers)
-        name = secrets.token_hex(8)
+    system, writers = backend.system, backend.root / WRITERS
+    with _locked(system, writers):
+        backend.leftovers = _remove_dead_writers(system, writers)
+        name = system.token(8)
+        own = writers / name
+        system.mkdir(own)
         for part in range(WRITER_FANOUT):
-            (writers / name / f"{part:x}").mkdir(parents=True)
-        lock_fd = os.open(writers / name / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.mkdir(f"{own}/{part:x}")
+        lock_fd = system.open(own / "lock", os.O_RDWR | os.O_CREAT)
+        system.lock(lock_fd, wait=False)
     backend.writer = f"{WRITERS}/{name}"
     backend.lock_fd = lock_fd
-    backend.dirfd = os.open(backend.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    backend.dirfd = system.open(backend.root, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _remove_dead_writers(writers: Path) -> int:
+def _remove_dead_writers(system: System, writers: Path) -> int:
     """Remove what writers left that do not live any more; the caller holds the lock of the directory."""
     removed = 0
-    for entry in os.scandir(writers):
-        if not entry.is_dir(follow_symlinks=False):
-            continue
+    for name in system.subdirectories(writers):
         try:
-            fd = os.open(os.path.join(entry.path, "lock"), os.O_RDWR | os.O_CLOEXEC)
+            fd = system.open(writers / name / "lock", os.O_RDWR)
         except FileNotFoundError:
             fd = -1  # it died between mkdir and open
         try:
             if fd >= 0:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(entry.path)
+                system.lock(fd, wait=False)
+            system.rmtree(writers / name)
             removed += 1
         except BlockingIOError:
             continue  # alive
         except OSError as error:
-            _log.warning("leftovers of a dead writer stay in %s: %s", entry.path, error)
+            _log.warning("leftovers of a dead writer stay in %s: %s", writers / name, error)
         finally:
             if fd >= 0:
-                os.close(fd)
+                system.close(fd)
     return removed
 
 

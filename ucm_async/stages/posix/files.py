@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from typing import Final
@@ -10,11 +11,11 @@ import numpy as np
 
 from ...abc import Engine
 from ...engines import requests as rq
+from ...engines.chains import addresses_of
+from ...engines.waits import completed, kept
 from ...types import I64, U8, Bools
 from .backend import QUARANTINE, WRITER_FANOUT, WRITER_NAME_BYTES, Backend
-from .chains import addresses_of
 from .layout import block_paths, paths_below, subdirectories
-from .transfer import completed, kept
 
 __all__ = ["BlockFiles"]
 
@@ -38,6 +39,7 @@ class BlockFiles:
         for position, backend in enumerate(backends):
             if backend.writer:
                 self._writers[position] = np.frombuffer(backend.writer.encode(), dtype=np.uint8)
+        self._syncing = asyncio.Lock()
         self._direct = np.array([os.O_DIRECT if backend.direct else 0 for backend in backends], dtype=np.uint64)
 
     # ---- steps of chains
@@ -111,12 +113,23 @@ class BlockFiles:
         return result
 
     async def sync(self, ids: U8, backend: I64, pool: Engine) -> I64:
-        """Bring committed files and their names to the medium."""
+        """Bring committed files and their names to the medium; -ENOENT for what is gone.
+
+        A file of which that fails is set aside: the kernel forgets what it could not write, and the next fdatasync says
+        that all is well. So there is no next one, nor one at the same time.
+        """
+        async with self._syncing:
+            return await self._sync(ids, backend, pool)
+
+    async def _sync(self, ids: U8, backend: I64, pool: Engine) -> I64:
         paths = block_paths(ids)
         requests = rq.new_requests(len(ids) * 3)
         requests[0::3]["fd"] = self._dirfds[backend]
         requests[0::3]["address"] = addresses_of(paths)
         result = await _run_syncs(requests, os.O_RDONLY, rq.OP_FDATASYNC, pool, paths)
+        forgotten = (requests[0::3]["result"] >= 0) & (result < 0)
+        if forgotten.any():
+            await self.quarantine(ids[forgotten], backend[forgotten], pool)
         fine = result == 0
         result[fine] = await self.sync_directories(ids[fine], backend[fine], pool)
         return result

@@ -1,76 +1,33 @@
-"""Where a block lies: backend, path, and the ranges of its file that hold a row. Pure."""
+"""Where a block lies: backend and path. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from ... import native
 from ...types import I64, U8, U64
-from .header import HEADER_ALIGN, header_bytes
 
 __all__ = [
-    "BlockLayout",
-    "block_path",
+    "PATH_BYTES",
     "block_paths",
     "choose_backend",
-    "group_rows",
-    "merge_ranges",
     "paths_below",
     "subdirectories",
 ]
 
 _HEX: Final = np.frombuffer(b"".join(b"%02x" % i for i in range(256)), dtype=np.uint8).reshape(256, 2)
-_LOW: Final = 0x9E3779B97F4A7C15  # odd constants; any would do, but they are part of the format
-_HIGH: Final = 0xC2B2AE3D27D4EB4F
-_WORD: Final = (1 << 64) - 1
-_MIX_LOW: Final = np.uint64(_LOW)
-_MIX_HIGH: Final = np.uint64(_HIGH)
-
-
-@dataclass(frozen=True, slots=True)
-class BlockLayout:
-    """How a block lies in its file: the header, then the shards one after another, padded to whole pages.
-
-    Attributes
-    ----------
-    block_size, shard_size, shards
-        Of the store.
-    header_bytes
-        Where the data begins.
-    file_bytes
-        Length of the file, a multiple of 4096.
-    """
-
-    block_size: int
-    shard_size: int
-    shards: int
-    header_bytes: int
-    file_bytes: int
-
-    @classmethod
-    def of(cls, block_size: int, shard_size: int) -> BlockLayout:
-        """Lay out blocks of `block_size` bytes in shards of `shard_size`."""
-        shards = block_size // shard_size
-        head = header_bytes(shards)
-        return cls(block_size, shard_size, shards, head, head + -(-block_size // HEADER_ALIGN) * HEADER_ALIGN)
-
-    def row_ranges(self, shards: I64) -> tuple[I64, I64]:
-        """Return where rows begin and end in their files; -1 is a whole block."""
-        whole = shards < 0
-        start = self.header_bytes + np.where(whole, 0, shards) * self.shard_size
-        return start, start + np.where(whole, self.block_size, self.shard_size)
+PATH_BYTES: Final = 36
+_LOW: Final = np.uint64(0x9E3779B97F4A7C15)  # odd constants; any would do, but they are part of the format
+_HIGH: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 
 
 def mix(ids: U8) -> U64:
     """Return 64 well-mixed bits of each id: ids may be consecutive numbers, or share most of their bytes."""
-    words = ids.view("<u8")
-    mixed: U64 = words[:, 0] * _MIX_LOW ^ (words[:, 1] + (words[:, 0] >> np.uint64(32))) * _MIX_HIGH
-    mixed ^= mixed >> np.uint64(29)
-    mixed *= _MIX_LOW
-    mixed ^= mixed >> np.uint64(32)
+    mixed = np.empty(len(ids), dtype=np.uint64)
+    native.mix_ids(ids, mixed)
     return mixed
 
 
@@ -81,20 +38,9 @@ def subdirectories(ids: U8) -> U8:
 
 def block_paths(ids: U8) -> U8:
     """Return the path of each block's file: ``xx/<32 hex digits>``, NUL-terminated, shape (n, 36)."""
-    out = np.zeros((len(ids), 36), dtype=np.uint8)
-    out[:, 0:2] = _HEX[subdirectories(ids)]
-    out[:, 2] = ord("/")
-    out[:, 3:35] = _HEX[ids].reshape(len(ids), 32)
+    out = np.empty((len(ids), PATH_BYTES), dtype=np.uint8)
+    native.block_paths(ids, out)
     return out
-
-
-def block_path(block_id: bytes) -> bytes:
-    """Return what `block_paths` gives for one id, without the NUL; the short way for one block."""
-    low, high = int.from_bytes(block_id[:8], "little"), int.from_bytes(block_id[8:], "little")
-    mixed = (low * _LOW & _WORD) ^ ((high + (low >> 32) & _WORD) * _HIGH & _WORD)
-    mixed ^= mixed >> 29
-    mixed = mixed * _LOW & _WORD
-    return b"%02x/%b" % ((mixed ^ mixed >> 32) >> 56, block_id.hex().encode())
 
 
 def paths_below(directory: str, ids: U8) -> U8:
@@ -125,53 +71,8 @@ def choose_backend(ids: U8, seeds: U64) -> I64:
     """
     if len(seeds) == 1:
         return np.zeros(len(ids), dtype=np.int64)
-    score = (mix(ids)[:, None] ^ seeds[None, :]) * _MIX_HIGH
+    score = (mix(ids)[:, None] ^ seeds[None, :]) * _HIGH
     score ^= score >> np.uint64(31)
-    score *= _MIX_LOW
+    score *= _LOW
     best: I64 = np.argmax(score, axis=1).astype(np.int64)
     return best
-
-
-def group_rows(ids: U8) -> tuple[I64, I64]:
-    """Group consecutive rows of one block.
-
-    Returns
-    -------
-    first
-        int64, shape (g,): the first row of each group.
-    group
-        int64, shape (n,): the group of each row.
-    """
-    words = ids.view(np.uint64)
-    new = np.ones(len(ids), dtype=np.bool_)
-    new[1:] = (words[1:] != words[:-1]).any(axis=1)
-    return np.flatnonzero(new).astype(np.int64), (np.cumsum(new) - 1).astype(np.int64)
-
-
-def merge_ranges(group: I64, start: I64, stop: I64, *, gap: int) -> tuple[I64, I64, I64]:
-    """Merge the ranges of each group that touch, overlap, or lie at most `gap` bytes apart.
-
-    Parameters
-    ----------
-    group, start, stop
-        int64, shape (n,): ranges [start, stop) of the file of each group, in any order.
-    gap
-        Bytes that are cheaper to read along than to skip.
-
-    Returns
-    -------
-    group, start, stop
-        int64, shape (m,), m <= n: sorted by group and start, disjoint and more than `gap` apart within a group.
-    """
-    if not len(group):
-        return group, start, stop
-    order = np.lexsort((start, group))
-    group, start, stop = group[order], start[order], stop[order]
-    span = int(stop.max(initial=0)) + gap + 1  # shifts each group to numbers of its own
-    reach = np.maximum.accumulate(stop + group * span)
-    new = np.ones(len(group), dtype=np.bool_)
-    new[1:] = start[1:] + group[1:] * span > reach[:-1] + gap
-    new[1:] |= group[1:] != group[:-1]
-    first = np.flatnonzero(new)
-    last = np.append(first[1:], len(group)) - 1
-    return group[first], start[first], reach[last] - group[last] * span

@@ -12,19 +12,25 @@ import numpy as np
 import numpy.typing as npt
 
 from ...abc import Batch
+from ...blocks.header import CHECKSUM_FROM, check_headers, used_bytes
+from ...blocks.layout import BlockLayout, merge_ranges
+from ...blocks.transfer import DIRECT_ALIGN, Transfer, status_of_errno
 from ...engines import requests as rq
 from ...engines.arena import Arena
+from ...engines.chains import ChainTable, addresses_of, copy_requests
+from ...engines.waits import completed, patient
 from ...errors import BackendIOError, CorruptError
-from ...tasks import Cuts, cut_row
+from ...tasks import Cuts, cut_row, group_rows, rank_in_group
 from ...types import I64, U8, U64, Bools, Status
-from .chains import ChainTable, addresses_of, copy_requests, rank_in_group
 from .files import BlockFiles
-from .header import CHECKSUM_FROM, check_headers, used_bytes
 from .known import KnownBlocks
-from .layout import BlockLayout, choose_backend, group_rows, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, completed, patient, status_of_errno
+from .layout import choose_backend
 
 __all__ = ["Loader"]
+
+DIRECT_ROW_BYTES_MIN: Final = 256 << 10
+"""Smaller rows are read into slots, which are registered with the ring, and copied in the pass that checks them: that
+takes less time than pinning a caller's pages for each read."""
 
 READ_GAP_BYTES: Final = 32 << 10
 """Bytes read along between two ranges of one file: at 2 GB/s they cost what a second request does."""
@@ -61,7 +67,7 @@ class _Reading:
         As `KnownBlocks.removals` was before anything was read.
     spoilt
         Rows to be read again, each for itself and into slots: a read of their block failed, perhaps that of another
-        row, or what lies in the caller's memory is not what was read.
+        row; or what lies in the caller's memory is not what was read; or another task that wanted the block gave up.
     """
 
     batch: Batch
@@ -112,7 +118,7 @@ class Loader:
         rows = np.flatnonzero(live)
         if len(rows) < len(live):
             batch.report(~live, Status.CANCELLED)  # their task has settled: nobody sees this
-        arena = self.transfer.slots_for(batch)
+        arena = self.transfer.slots_for(batch, DIRECT_ROW_BYTES_MIN)
         step = max(1, arena.slots // 2)  # a group needs a slot, there are no more groups than rows, and others wait too
         spoilt: list[int] = []
         for start in range(0, len(rows), step):
@@ -374,8 +380,11 @@ class Loader:
             self._known.add(reading.ids[groups], reading.removals)
             return
         batch.report(rows[good], Status.OK)
-        let_in = (copies >= 0).all(axis=1)  # else the gate had closed: the task has settled, and nobody asks any more
-        batch.report(rows[~let_in], Status.CANCELLED)
+        let_in = (copies >= 0).all(axis=1)  # else a gate had closed: the task has settled, and nobody asks any more
+        shut_out = rows[~let_in]
+        waited_for = batch.live()[shut_out]
+        reading.spoilt += shut_out[waited_for].tolist()  # it was the gate of another task that wants the same block
+        batch.report(shut_out[~waited_for], Status.CANCELLED)
         if (
             reading.arena is self.transfer.heads
         ):  # somebody may have written there meanwhile: look again in our own memory

@@ -11,6 +11,9 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from ...abc import Batch, Engine, Lower, SmallLoad, Stage
+from ...blocks.layout import BlockLayout
+from ...blocks.transfer import Transfer
+from ...blocks.writes import BlockWrites
 from ...config import StoreConfig
 from ...engines.arena import Arena
 from ...engines.pool import make_pool
@@ -22,10 +25,8 @@ from .dump import Dumper
 from .express import ExpressLoads
 from .files import BlockFiles
 from .known import KnownBlocks
-from .layout import BlockLayout, backend_seeds, choose_backend
+from .layout import backend_seeds, choose_backend
 from .load import Loader
-from .transfer import Transfer
-from .writes import BlockWrites
 
 __all__ = ["PosixStage"]
 
@@ -124,7 +125,7 @@ class PosixStage(Stage):
 
     async def _make_transfer(self, lane: str, threads: int) -> Transfer:
         slot = self._layout.file_bytes
-        slots = max(_SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // slot)
+        slots = max(_SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // self._layout.block_size)
         try:
             arena, heads = await asyncio.gather(
                 Arena.create(slot, slots), Arena.create(self._layout.header_bytes, HEAD_SLOTS)

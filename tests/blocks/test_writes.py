@@ -6,12 +6,11 @@ import asyncio
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from ucm_async.stages.posix.writes import BlockWrite, BlockWrites
+from ucm_async.blocks.writes import BlockWrite, BlockWrites
 
 SHARDS = 4
 FULL = (1 << SHARDS) - 1
@@ -126,9 +125,9 @@ def bits_of(*shards: int) -> int:
 
 def test_bit_sets() -> None:
     writes = BlockWrites(SHARDS, 10)
-    assert writes.bits(np.array([-1])) == FULL
-    assert writes.bits(np.array([2, 0])) == bits_of(0, 2)
-    assert BlockWrites(200, 10).bits(np.array([199])) == 1 << 199
+    assert writes.bits([-1]) == FULL
+    assert writes.bits([2, 0]) == bits_of(0, 2)
+    assert BlockWrites(200, 10).bits([199]) == 1 << 199
 
 
 def test_the_oldest_incomplete_blocks_are_surplus() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...engines import requests as rq
-from ...tasks import Cuts
-from ...types import I64, U8, U64
+from ..types import U8, U64
+from . import requests as rq
 
-__all__ = ["ChainTable", "addresses_of", "copy_requests", "rank_in_group"]
+if TYPE_CHECKING:
+    from ..tasks import Cuts
+
+__all__ = ["ChainTable", "addresses_of", "copy_requests"]
 
 
 class ChainTable:
@@ -40,31 +42,6 @@ class ChainTable:
     def rows(self, which: npt.NDArray[Any]) -> rq.Requests:
         """Return a copy of some chains, to be submitted."""
         return np.ascontiguousarray(self.table[which])
-
-
-def rank_in_group(group: I64, groups: int) -> tuple[I64, int]:
-    """Count the rows of each group from 0 on.
-
-    Parameters
-    ----------
-    group
-        int64, shape (n,), ascending: the group of each row.
-    groups
-        How many groups there are.
-
-    Returns
-    -------
-    rank
-        int64, shape (n,).
-    most
-        Rows of the largest group.
-    """
-    n = len(group)
-    if n == groups:
-        return _zeros(n), 1
-    count = np.bincount(group, minlength=groups)
-    first = np.cumsum(count) - count
-    return np.arange(n) - first[group], int(count.max())
 
 
 def copy_requests(
@@ -113,11 +90,3 @@ def addresses_of(array: U8 | npt.NDArray[Any]) -> U64:
     """Return the address of each row of an array that lives on."""
     steps = np.arange(len(array), dtype=np.uint64) * np.uint64(array.strides[0])
     return steps + np.uint64(array.ctypes.data)
-
-
-def _zeros(n: int) -> I64:
-    return _ZEROS[:n] if n <= len(_ZEROS) else np.zeros(n, dtype=np.int64)
-
-
-_ZEROS: Final = np.zeros(1024, dtype=np.int64)
-_ZEROS.flags.writeable = False

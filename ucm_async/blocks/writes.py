@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ...types import I64
-
 __all__ = ["BlockWrite", "BlockWrites"]
 
 
@@ -56,12 +54,12 @@ class BlockWrites:
     def __len__(self) -> int:
         return len(self._writes)
 
-    def bits(self, shards: I64) -> int:
+    def bits(self, shards: list[int]) -> int:
         """Return shard indexes as a bit set; -1 is every shard."""
         if shards[0] < 0:
             return self.full
         bits = 0
-        for shard in shards.tolist():
+        for shard in shards:
             bits |= 1 << shard
         return bits
 

@@ -1,0 +1,109 @@
+"""What stages ask of the operating system beside requests, gathered in one object.
+
+The data path is packed requests, and an engine runs them. What is left is little and rare: directories, locks, notes
+for people. A stage asks the present `System` for it, and `make_engine` and `make_pool` ask it whether it has engines of
+its own. So a simulation (`ucm_async.testing.simulation`) can stand in for the disk below a whole pipeline, and nobody
+in the pipeline knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Final
+
+from ..abc import Engine
+from ..native import Mapping
+
+__all__ = ["System", "current_system", "use_system"]
+
+
+class System:
+    """The real one: the calls of `os` by their own names, and no engines but the usual ones.
+
+    All of them block; call them in a thread. They raise OSError as `os` does.
+    """
+
+    def exists(self, path: Path) -> bool:
+        """Tell whether there is something of that name."""
+        return path.exists()
+
+    def mkdir(self, path: str | Path) -> None:
+        """Make a directory in one that exists."""
+        os.mkdir(path)
+
+    def subdirectories(self, path: Path) -> list[str]:
+        """Names of the directories in a directory, links left out."""
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+    def open(self, path: Path, flags: int) -> int:
+        """Open a file, with ``O_CLOEXEC``; one that is made is the owner's alone."""
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)
+
+    def lock(self, fd: int, *, wait: bool = True) -> None:
+        """Take the ``flock`` of an open file, for this descriptor alone; BlockingIOError if somebody has it."""
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+    def write_whole(self, path: Path, content: bytes) -> None:
+        """Write a small file: afterwards the whole of it is there, or what was there before."""
+        draft = path.with_name(f"{path.name}.{self.token(4)}.tmp")
+        draft.write_bytes(content)
+        draft.replace(path)
+
+    def sync_directory(self, path: Path) -> None:
+        """Bring the names in a directory to the medium."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rmtree(self, path: Path, *, ignore_errors: bool = False) -> None:
+        """Remove a directory and what is in it; with `ignore_errors` as far as it goes."""
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+
+    def token(self, nbytes: int) -> str:
+        """Return random hex digits, for a name that nobody else has."""
+        return secrets.token_hex(nbytes)
+
+    def direct_reason(self, directory: str | os.PathLike[str]) -> str | None:
+        """Say why O_DIRECT is of no use in a directory, "" if it is; None: try it."""
+        return None
+
+    def map_memory(self, length: int, fd: int) -> Mapping:
+        """Return memory for an arena; see `ucm_async.native.Mapping`."""
+        return Mapping(length, fd)
+
+    def make_engine(self, name: str, depth: int) -> Engine | None:
+        """Return an engine in place of the one called `name`, on the running loop; None: take that."""
+        return None
+
+
+_REAL: Final = System()
+_current: ContextVar[System] = ContextVar("ucm_async_system", default=_REAL)
+
+
+def current_system() -> System:
+    """Return the system of this context, the real one if nobody said otherwise."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def use_system(system: System) -> Iterator[None]:
+    """Have stages that are opened in the ``with`` block ask `system`."""
+    before = _current.set(system)
+    try:
+        yield
+    finally:
+        _current.reset(before)

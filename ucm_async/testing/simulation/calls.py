@@ -1,0 +1,198 @@
+"""The calls of a walk: each asks a real store for something and holds the answer against the model.
+
+A call runs as a task of its own, so that calls overlap as the plan's pauses let them. What is told about a process that
+has died meanwhile is worth nothing; that it is told at all, and in time, is checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from ...native import crc32c
+from ...tasks import Task, TaskResult
+from ...types import U8, Status, block_ids
+from .model import Asked, Model, Violation
+from .plan import Setting, Step
+from .store_under_test import TIMEOUT_S, StoreUnderTest
+from .trace import Trace
+
+__all__ = ["Calls"]
+
+POISON: Final = 0xEE
+_INSTANT_S: Final = 1e-9
+
+
+@lru_cache(maxsize=32)
+def contents(blocks: int, block_bytes: int) -> tuple[U8, U8]:
+    """Return the ids and the bytes of all blocks: uint8, shapes (blocks, 16) and (blocks, block_bytes)."""
+    data = np.random.default_rng(block_bytes).integers(0, 256, (blocks, block_bytes), dtype=np.uint8)
+    ids = block_ids(range(blocks))
+    ids.flags.writeable = data.flags.writeable = False
+    return ids, data
+
+
+class Calls:
+    """Makes the calls of a run.
+
+    Parameters
+    ----------
+    setting
+        Tells the blocks.
+    model
+        Knows what may be answered.
+    trace
+        Where answers are noted.
+    idle
+        Tells whether no store has any write under way.
+    """
+
+    def __init__(self, setting: Setting, model: Model, trace: Trace, idle: Callable[[], bool]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._setting = setting
+        self._model = model
+        self._trace = trace
+        self._idle = idle
+        self._ids, self._data = contents(setting.blocks, setting.block_bytes)
+        self._settled: list[tuple[U8, int, str]] = []
+        self.verbs = {
+            "dump": self.dump,
+            "load": self.load,
+            "lookup": self.lookup,
+            "prefix": self.prefix,
+            "delete": self.delete,
+            "flush": self.flush,
+            "setup": self.setup,
+        }
+
+    # ---- data
+
+    async def dump(self, store: StoreUnderTest, step: Step) -> None:
+        """Dump rows; the source is overwritten as soon as the store may not read it any more."""
+        rows = self._rows(step)
+        with self._memory(store, step, rows) as source:
+            source[:] = rows
+            asked = self._asks(store, step)
+            self._model.dumps(asked)
+            statuses = None
+            try:
+                task = store.store.dump(
+                    self._ids_of(step), step.shards, source, durability=step.durability, timeout=step.timeout_s
+                )
+                result = await self._result(task, asked, step)
+                if not store.process.dead:
+                    statuses = self._note(store, step, result)
+                await task.settled()
+            finally:
+                self._model.dumped(asked, statuses)
+            source[:] = POISON
+
+    async def load(self, store: StoreUnderTest, step: Step) -> None:
+        """Load rows, and compare those that are OK."""
+        rows = self._rows(step)
+        with self._memory(store, step, rows) as target:
+            target[:] = POISON
+            asked = self._asks(store, step)
+            task = store.store.load(self._ids_of(step), step.shards, target, timeout=step.timeout_s)
+            result = await self._result(task, asked, step)
+            if not store.process.dead:
+                right = (target == rows).all(axis=1).tolist()
+                self._model.loaded(asked, self._note(store, step, result), right)
+            if not task.memory.direct:
+                self._settled.append((target, crc32c(target), f"load of blocks {step.blocks}"))
+            await task.settled()
+
+    def check_settled(self) -> None:
+        """See that no memory was written to after its load had settled."""
+        for target, before, what in self._settled:
+            if crc32c(target) != before:
+                raise Violation(f"{what}: its memory was written to after it had settled")
+
+    @contextlib.contextmanager
+    def _memory(self, store: StoreUnderTest, step: Step, rows: U8) -> Iterator[U8]:
+        """Give memory for `rows`, registered if the step asks for it and there is some left."""
+        with store.lend(*rows.shape) if step.registered else contextlib.nullcontext() as lent:
+            yield np.empty_like(rows) if lent is None else lent
+
+    def _rows(self, step: Step) -> U8:
+        """Return the bytes of the rows of a step."""
+        blocks = list(step.blocks)
+        if step.shards is None:
+            return self._data[blocks]
+        setting = self._setting
+        return self._data.reshape(-1, setting.shards, setting.shard_bytes)[blocks, list(step.shards)]
+
+    def _ids_of(self, step: Step) -> U8:
+        return self._ids[list(step.blocks)]
+
+    def _asks(self, store: StoreUnderTest, step: Step) -> Asked:
+        timeout_s = TIMEOUT_S if step.timeout_s is None else step.timeout_s
+        return self._model.asks(store.number, step.blocks, step.shards, durability=step.durability, timeout_s=timeout_s)
+
+    async def _result(self, task: Task, asked: Asked, step: Step) -> TaskResult:
+        """Wait for a task, or cancel the wait; it must be over in time."""
+        if step.cancel_s is None:
+            await task
+        else:
+            waiting = self._loop.create_task(_wait_for(task))
+            timer = self._loop.call_later(step.cancel_s, waiting.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+            timer.cancel()
+            asked.cancelled = waiting.cancelled()
+        late_s = self._loop.time() - asked.until_s
+        if late_s > _INSTANT_S:
+            raise Violation(f"{step.verb}: over {late_s:g} s after its deadline")
+        return task.result()
+
+    def _note(self, store: StoreUnderTest, step: Step, result: TaskResult) -> list[Status]:
+        statuses = [Status(one) for one in result.status.tolist()]
+        self._trace.note(store.process.name, step.verb, [status.name for status in statuses])
+        return statuses
+
+    # ---- the rest
+
+    async def lookup(self, store: StoreUnderTest, step: Step) -> None:
+        """Ask for blocks one by one."""
+        asked = self._asks(store, step)
+        found = (await store.store.lookup(self._ids_of(step))).tolist()
+        self._trace.note(store.process.name, "lookup", found)
+        if not store.process.dead:
+            self._model.looked_up(asked, found, "lookup")
+
+    async def prefix(self, store: StoreUnderTest, step: Step) -> None:
+        """Ask for a prefix: all of it is there, and the next block is not."""
+        asked = self._asks(store, step)
+        last = await store.store.lookup_on_prefix(self._ids_of(step))
+        self._trace.note(store.process.name, "prefix", last)
+        if not store.process.dead:
+            self._model.looked_up(asked, [True] * (last + 1) + [False], "prefix")
+
+    async def delete(self, store: StoreUnderTest, step: Step) -> None:
+        """Delete blocks."""
+        asked = self._asks(store, step)
+        self._model.deletes(asked)
+        idle = self._idle()
+        try:
+            await store.store.delete(self._ids_of(step))
+        finally:
+            self._trace.note(store.process.name, "deleted", step.blocks)
+            self._model.deleted(asked, idle=idle and self._idle())
+
+    async def flush(self, store: StoreUnderTest, step: Step) -> None:
+        """Wait for every dump that was accepted."""
+        failed = await store.store.flush()
+        self._trace.note(store.process.name, "flush", len(failed))
+
+    async def setup(self, store: StoreUnderTest, step: Step) -> None:
+        """Change what may change while the store runs."""
+        await store.store.setup(io_depth=store.store.config.io_depth % 4 + 1)
+
+
+async def _wait_for(task: Task) -> TaskResult:
+    return await task
