@@ -1,6 +1,7 @@
 /* The module: types, and the functions that have no object. */
 #include "batch.h"
 #include "blocktable.h"
+#include "coding.h"
 #include "crc32c.h"
 #include "perform.h"
 
@@ -134,7 +135,7 @@ static int module_exec(PyObject *module)
     crc32c_setup();
     static PyType_Spec *const specs[] = {
         &gate_spec, &mapping_spec, &idtable_spec, &threadpool_spec, &aio_context_spec, &uring_context_spec, &driver_spec,
-        &watcher_spec,
+        &watcher_spec, &codec_context_spec,
     };
     for (size_t i = 0; i < sizeof(specs) / sizeof(specs[0]); i++) {
         PyTypeObject *type = native_add_type(module, specs[i]);
@@ -147,6 +148,9 @@ static int module_exec(PyObject *module)
     state->exports_type = native_add_type(module, &exports_spec);
     state->blocktable_type = native_add_type(module, &blocktable_spec);
     if (!state->exports_type || !state->blocktable_type || PyModule_AddObjectRef(module, "HAVE_CRC32C", crc32c_in_hardware() ? Py_True : Py_False) < 0) {
+        return -1;
+    }
+    if (PyModule_AddIntConstant(module, "CODING_BYTES", sizeof(struct coding)) < 0) {
         return -1;
     }
     return add_numbers(module);

@@ -30,6 +30,7 @@ Buffer = _PlainBuffer | npt.NDArray[Any]  # numpy declares its buffer protocol f
 
 HAVE_CRC32C: bool  # the processor has the crc32 instruction
 REQUEST_BYTES: int  # sizeof(struct request)
+CODING_BYTES: int  # sizeof(struct coding)
 
 # BlockTable.claim: what became of each id.
 CLAIM_NONE: int  # no slot is free, and the search for one to evict ended within its bound: go round the cache
@@ -214,6 +215,26 @@ class IdTable:
     def clear(self) -> None: ...
     capacity: int
     def __len__(self) -> int: ...
+
+@final
+class CodecContext:
+    """Memory for encoding and decoding in one thread at a time: a second thread gets RuntimeError, never a crash.
+
+    It works through arrays of ``CODING`` (`ucm_async.coding`) without the GIL and sets each ``result``: bytes written, or a negative
+    errno (-EBADMSG a payload that does not decode, -EINVAL parameters that the codec cannot use, -ENOBUFS a target shorter than the
+    source or too little `lossy_bytes`, -EMSGSIZE more than 2 GiB, -ENOSYS no such codec here, -ECANCELED a closed gate). A payload may be
+    anything: no byte outside of source and target is touched. An array that is no multiple of CODING_BYTES raises ValueError.
+    The gate, where there is one, is held for 128 KiB at most.
+    """
+
+    def __init__(self, lossy_bytes: int = 0, wide: bool = True) -> None:
+        """`lossy_bytes` is what a lossy codec with an entropy coder needs: the bytes that it stores without one. `wide` False leaves AVX2 out, for tests."""
+    def encode(self, codings: Buffer, /) -> None:
+        """Encode source to target; `codec` becomes RAW where a shard did not shrink, and what AUTO chose."""
+    def decode(self, codings: Buffer, /) -> None:
+        """Decode source to target, which is written only, and only as far as ``target_length``."""
+    nbytes: int
+    wide: bool  # whether it uses AVX2
 
 @final
 class BlockTable:

@@ -13,6 +13,7 @@
         ├── DeadlineError (TimeoutError)    Status.TIMEOUT
         ├── TaskCancelledError              Status.CANCELLED
         ├── CorruptError                    Status.CORRUPT
+        │   └── UnknownCodecError           its codec is not installed, or of a later version
         ├── BackendIOError (OSError)        Status.IO_ERROR
         ├── NoSpaceError (OSError)          Status.NO_SPACE
         ├── BusyError                       Status.BUSY
@@ -113,6 +114,12 @@ class CorruptError(StoreError):
     """What is stored does not match its own description; it was set aside."""
 
     default_reason = "corrupt"
+
+
+class UnknownCodecError(CorruptError):
+    """What is stored was made by a codec that is not available here."""
+
+    default_reason = "codec not available"
 
 
 class _OSStoreError(StoreError, OSError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from .coding import CODING
 from .engines.requests import REQUEST
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "CLAIM_MINE",
     "CLAIM_NONE",
     "CLAIM_THEIRS",
+    "CODING_BYTES",
     "HAVE_CRC32C",
     "NATIVE",
     "PROCESSES_MAX",
@@ -37,6 +39,7 @@ __all__ = [
     "WHY",
     "AioContext",
     "BlockTable",
+    "CodecContext",
     "Driver",
     "Exports",
     "Gate",
@@ -62,10 +65,10 @@ def _why_not() -> str:
         from . import _native  # noqa: PLC0415 (it may be missing)
     except ImportError as error:
         return f"the extension cannot be imported: {error}"
-    if REQUEST.itemsize != _native.REQUEST_BYTES:
-        return (
-            f"the extension is of another version: a request of {_native.REQUEST_BYTES} bytes, not {REQUEST.itemsize}"
-        )
+    for name, record in (("REQUEST", REQUEST), ("CODING", CODING)):
+        found = getattr(_native, f"{name}_BYTES", 0)
+        if found != record.itemsize:
+            return f"the extension is of another version: {name} has {found} bytes there, not {record.itemsize}"
     return ""
 
 
@@ -79,6 +82,7 @@ if TYPE_CHECKING or NATIVE:
         CLAIM_MINE,
         CLAIM_NONE,
         CLAIM_THEIRS,
+        CODING_BYTES,
         HAVE_CRC32C,
         PROCESSES_MAX,
         REASON_MAX,
@@ -93,6 +97,7 @@ if TYPE_CHECKING or NATIVE:
         WATCH_READY,
         AioContext,
         BlockTable,
+        CodecContext,
         Driver,
         Exports,
         Gate,
@@ -115,6 +120,7 @@ else:
         CLAIM_MINE,
         CLAIM_NONE,
         CLAIM_THEIRS,
+        CODING_BYTES,
         HAVE_CRC32C,
         PROCESSES_MAX,
         REASON_MAX,
@@ -129,6 +135,7 @@ else:
         WATCH_READY,
         AioContext,
         BlockTable,
+        CodecContext,
         Driver,
         Exports,
         Gate,

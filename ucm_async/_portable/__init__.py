@@ -10,7 +10,9 @@ import errno
 import os
 from typing import Any, Final, final
 
+from ..coding import CODING
 from ..engines.requests import REQUEST
+from .codec_context import CodecContext
 from .crc32c import crc32c
 from .execute import execute
 from .exports import Exports, export_buffers
@@ -26,6 +28,7 @@ __all__ = [
     "CLAIM_MINE",
     "CLAIM_NONE",
     "CLAIM_THEIRS",
+    "CODING_BYTES",
     "HAVE_CRC32C",
     "PROCESSES_MAX",
     "REASON_MAX",
@@ -40,6 +43,7 @@ __all__ = [
     "WATCH_READY",
     "AioContext",
     "BlockTable",
+    "CodecContext",
     "Driver",
     "Exports",
     "Gate",
@@ -57,6 +61,7 @@ __all__ = [
 ]
 
 HAVE_CRC32C: Final = False
+CODING_BYTES: Final = CODING.itemsize
 REQUEST_BYTES: Final = REQUEST.itemsize
 
 
