@@ -246,8 +246,8 @@ void table_announce(struct table *table);
 int table_join(struct table *table, int32_t pid, uint64_t start_time);
 /* How many others are in, -1: locked, and still in. */
 int table_leave(struct table *table);
-/* Slots that changed; *finished says whether that were all. */
-uint64_t table_reap(struct table *table, int number, uint64_t patience_ns, bool *finished);
+/* Slots that changed; *finished says whether that were all. With `expected` only if the number is (still) that process'. */
+uint64_t table_reap(struct table *table, int number, const struct process *expected, uint64_t patience_ns, bool *finished);
 unsigned table_others(const struct table *table);
 
 /* ---- blockindex.c ---- */
