@@ -252,8 +252,11 @@ void table_announce(struct table *table);
 int table_join(struct table *table, int32_t pid, uint64_t start_time);
 /* How many others are in, -1: locked, and still in. */
 int table_leave(struct table *table);
-/* Slots that changed; *finished says whether that were all. */
-uint64_t table_reap(struct table *table, int number, uint32_t rest_s, uint64_t patience_ns, bool *finished);
+/* Slots that changed; *finished says whether that were all. With `expected` only if the number is (still) that process'.
+ * What it was filling is given to nobody for `rest_s` seconds.
+ */
+uint64_t table_reap(struct table *table, int number, const struct process *expected, uint32_t rest_s, uint64_t patience_ns,
+                    bool *finished);
 unsigned table_others(const struct table *table);
 
 /* ---- blockindex.c ---- */

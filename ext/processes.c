@@ -134,9 +134,10 @@ static uint64_t reap(struct table *table, int number, const struct process *expe
     return changed;
 }
 
-uint64_t table_reap(struct table *table, int number, uint32_t rest_s, uint64_t patience_ns, bool *finished)
+uint64_t table_reap(struct table *table, int number, const struct process *expected, uint32_t rest_s, uint64_t patience_ns,
+                    bool *finished)
 {
-    return reap(table, number, NULL, rest_s, patience_ns, finished);
+    return reap(table, number, expected, rest_s, patience_ns, finished);
 }
 
 /* If others took us for dead, our number may be somebody else's by now; then there is nothing left to give back. */

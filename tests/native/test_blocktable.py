@@ -254,6 +254,22 @@ def test_who_was_taken_for_dead_takes_nothing_from_who_has_its_number(table: Tab
     assert table.counts()["held"] == 1
 
 
+def test_who_is_taken_for_one_that_had_its_number_keeps_what_it_has(table: Table, other: Table) -> None:
+    """A look at who is dead takes time; another one may have reaped it, and a newcomer got the number."""
+    dead = (other.number, os.getpid(), 2)
+    assert dead in table.raw.processes()
+    table.raw.reap(*dead)
+    heir = Table(table.memory, SLOTS, process=3)
+    assert heir.number == other.number
+    heir.fill([name(1)])
+    heir.lease([name(1)])
+    assert table.raw.reap(*dead) == 0
+    assert table.raw.reap(other.number, 1, 3) == 0
+    assert table.counts()["held"] == 1
+    assert [start for _, _, start in table.raw.processes()] == [1, 3]
+    assert table.raw.reap(heir.number, os.getpid(), 3) == 1
+
+
 def test_only_others_are_reaped(table: Table) -> None:
     for wrong in (-1, 0, native.PROCESSES_MAX):
         with pytest.raises(ValueError, match="number"):

@@ -384,7 +384,9 @@ def remove_segment(name: str, *, force: bool = False) -> bool:
 
 def reap_dead(table: BlockTable) -> int:
     """Take back what processes hold that have ended; returns how many slots changed."""
-    return sum(max(table.reap(number, REST_S), 0) for number in dead_among(table.processes()))
+    seen = {number: (pid, started) for number, pid, started in table.processes()}
+    dead = dead_among((number, *identity) for number, identity in seen.items())
+    return sum(max(table.reap(number, *seen[number], rest_s=REST_S), 0) for number in dead)
 
 
 def _check_room(geometry: Geometry) -> None:
