@@ -1,0 +1,24 @@
+"""Space that keeps its promises: how many bytes a store may occupy, which blocks go when it is full, and who sees to it.
+
+It knows bytes, ids, namespaces and time, and no file: what lies where is the business of the stage, which tells it
+through `SpaceUser`.
+
+`limits` and `hotness` are pure: what is too much, and which blocks are cold. `ledger` is the account that the processes
+of a host keep together, in a small file beside the data. `collector` removes what is cold, in small steps. `manager`
+joins them: what a stage holds. `offline` is what a stage offers to the tools of the command line.
+"""
+
+from .hotness import WEIGHT_DUMP, WEIGHT_LOAD, WEIGHT_LOOKUP, Hotness
+from .limits import SpaceLimits
+from .manager import SpaceManager, SpacePlace, SpaceUser
+
+__all__ = [
+    "WEIGHT_DUMP",
+    "WEIGHT_LOAD",
+    "WEIGHT_LOOKUP",
+    "Hotness",
+    "SpaceLimits",
+    "SpaceManager",
+    "SpacePlace",
+    "SpaceUser",
+]
