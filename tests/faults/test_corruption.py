@@ -17,8 +17,8 @@ import pytest_asyncio
 
 import ucm_async as ucm
 from ucm_async import Status
-from ucm_async.stages.posix.header import used_bytes
-from ucm_async.stages.posix.layout import BlockLayout
+from ucm_async.blocks.header import used_bytes
+from ucm_async.blocks.layout import BlockLayout
 
 from .conftest import Opener
 from .support import (

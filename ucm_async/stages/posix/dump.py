@@ -10,6 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...abc import Batch
+from ...blocks.header import CHECKSUM_FROM, pack_headers, seal_headers
+from ...blocks.layout import BlockLayout, merge_ranges
+from ...blocks.transfer import DIRECT_ALIGN, Transfer, status_of_errno
+from ...blocks.writes import BlockWrite, BlockWrites
 from ...engines import requests as rq
 from ...engines.arena import Arena
 from ...engines.chains import ChainTable, addresses_of, copy_requests
@@ -19,11 +23,8 @@ from ...native import execute
 from ...tasks import cut_row, group_rows, rank_in_group
 from ...types import BLOCK_ID_BYTES, I64, U8, U64, Bools, Status
 from .files import BlockFiles
-from .header import CHECKSUM_FROM, pack_headers, seal_headers
 from .known import KnownBlocks
-from .layout import BlockLayout, choose_backend, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, status_of_errno
-from .writes import BlockWrite, BlockWrites
+from .layout import choose_backend
 
 __all__ = ["Dumper"]
 

@@ -19,14 +19,15 @@ from typing import Final
 import numpy as np
 
 from ...abc import SmallLoad
+from ...blocks.header import CHECKSUM_FROM, HEADER, header_template, used_bytes
+from ...blocks.layout import BlockLayout
+from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...engines.arena import Arena
 from ...types import U8, U64
 from .backend import Backend
-from .header import CHECKSUM_FROM, HEADER, header_template, used_bytes
 from .known import KnownBlocks
-from .layout import BlockLayout, block_path, choose_backend
-from .transfer import Transfer
+from .layout import block_path, choose_backend
 
 __all__ = ["ExpressLoads"]
 

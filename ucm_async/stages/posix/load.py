@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...abc import Batch
+from ...blocks.header import CHECKSUM_FROM, check_headers, used_bytes
+from ...blocks.layout import BlockLayout, merge_ranges
+from ...blocks.transfer import DIRECT_ALIGN, Transfer, status_of_errno
 from ...engines import requests as rq
 from ...engines.arena import Arena
 from ...engines.chains import ChainTable, addresses_of, copy_requests
@@ -20,10 +23,8 @@ from ...errors import BackendIOError, CorruptError
 from ...tasks import Cuts, cut_row, group_rows, rank_in_group
 from ...types import I64, U8, U64, Bools, Status
 from .files import BlockFiles
-from .header import CHECKSUM_FROM, check_headers, used_bytes
 from .known import KnownBlocks
-from .layout import BlockLayout, choose_backend, merge_ranges
-from .transfer import DIRECT_ALIGN, Transfer, status_of_errno
+from .layout import choose_backend
 
 __all__ = ["Loader"]
 

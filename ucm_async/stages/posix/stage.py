@@ -11,6 +11,9 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from ...abc import Batch, Engine, Lower, SmallLoad, Stage
+from ...blocks.layout import BlockLayout
+from ...blocks.transfer import Transfer
+from ...blocks.writes import BlockWrites
 from ...config import StoreConfig
 from ...engines.arena import Arena
 from ...engines.pool import make_pool
@@ -22,10 +25,8 @@ from .dump import Dumper
 from .express import ExpressLoads
 from .files import BlockFiles
 from .known import KnownBlocks
-from .layout import BlockLayout, backend_seeds, choose_backend
+from .layout import backend_seeds, choose_backend
 from .load import Loader
-from .transfer import Transfer
-from .writes import BlockWrites
 
 __all__ = ["PosixStage"]
 

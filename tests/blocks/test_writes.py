@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from ucm_async.stages.posix.writes import BlockWrite, BlockWrites
+from ucm_async.blocks.writes import BlockWrite, BlockWrites
 
 SHARDS = 4
 FULL = (1 << SHARDS) - 1

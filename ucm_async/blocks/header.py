@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ...types import U8, Bools
+from ..types import U8, Bools
 
 __all__ = [
     "ENTRY",

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ucm_async.native import crc32c
-from ucm_async.stages.posix.header import (
+from ucm_async.blocks.header import (
     CHECKSUM_FROM,
     ENTRY,
     HEADER,
@@ -21,6 +20,7 @@ from ucm_async.stages.posix.header import (
     seal_headers,
     used_bytes,
 )
+from ucm_async.native import crc32c
 from ucm_async.types import U8, block_ids
 
 NAMESPACE = bytes(range(100, 116))

@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from ...abc import Batch, Engine
-from ...engines.arena import Arena
-from ...types import I64, U64, Status
+from ..abc import Batch, Engine
+from ..engines.arena import Arena
+from ..types import I64, U64, Status
 
 __all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "status_of_errno"]
 
