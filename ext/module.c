@@ -57,6 +57,12 @@ static PyObject *execute(PyObject *Py_UNUSED(module), PyObject *requests)
     Py_RETURN_NONE;
 }
 
+static PyObject *fence(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    Py_RETURN_NONE;
+}
+
 static long read_number(const char *path)
 {
     long number = -1;
@@ -88,6 +94,8 @@ static PyMethodDef module_methods[] = {
     {"export_buffers", METHOD(export_buffers), METH_FASTCALL,
      PyDoc_STR("export_buffers(rows, writable, addresses, sizes, /)\n--\n\n"
                "Take a C-contiguous buffer export of every object of `rows`; fill in where and how long each is.")},
+    {"fence", fence, METH_NOARGS,
+     PyDoc_STR("fence()\n--\n\nOrder what was stored before for all processors, before what is read after.")},
     {"io_setup_limit", io_setup_limit, METH_NOARGS,
      PyDoc_STR("io_setup_limit()\n--\n\n(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown.")},
     {NULL, NULL, 0, NULL},

@@ -32,6 +32,13 @@ HAVE_CRC32C: bool  # the processor has the crc32 instruction
 REQUEST_BYTES: int  # sizeof(struct request)
 
 def crc32c(data: Buffer, value: int = 0, /) -> int: ...
+def fence() -> None:
+    """A full memory barrier: what this thread stored before is visible everywhere before it reads anything after.
+
+    For memory that processes share without a lock: two that each store a word, call this, and read the other's word
+    cannot both miss the other's.
+    """
+
 def execute(requests: Buffer, /) -> None:
     """Run a batch in the calling thread, in order, without the GIL. Every opcode."""
 

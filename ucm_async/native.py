@@ -31,6 +31,7 @@ __all__ = [
     "crc32c",
     "execute",
     "export_buffers",
+    "fence",
     "io_setup_limit",
 ]
 
@@ -68,6 +69,7 @@ if TYPE_CHECKING or NATIVE:
         crc32c,
         execute,
         export_buffers,
+        fence,
         io_setup_limit,
     )
 else:
@@ -85,5 +87,6 @@ else:
         crc32c,
         execute,
         export_buffers,
+        fence,
         io_setup_limit,
     )

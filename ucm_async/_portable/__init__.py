@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import Any, Final, final
 
 from ..engines.requests import REQUEST
@@ -33,6 +34,7 @@ __all__ = [
     "crc32c",
     "execute",
     "export_buffers",
+    "fence",
     "io_setup_limit",
 ]
 
@@ -60,6 +62,19 @@ class UringContext(_Missing):
 @final
 class Driver(_Missing):
     """Chains over a ring: not without the extension."""
+
+
+def fence() -> None:
+    """Order memory for all processors, as far as that can be done from here.
+
+    A lock is taken with an atomic instruction, and a system call goes through the kernel's own barriers; on x86-64
+    either is a full one.
+    """
+    with _LOCK:
+        os.getppid()
+
+
+_LOCK: Final = threading.Lock()
 
 
 def io_setup_limit() -> tuple[int, int]:
