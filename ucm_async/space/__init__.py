@@ -1,16 +1,17 @@
-"""Space that keeps its promises: how many bytes a store may occupy, which blocks go when it is full, and who sees to it.
+"""Space that keeps its promises: how many bytes a store may occupy, which blocks go when it is full, who sees to it.
 
 It knows bytes, ids, namespaces and time, and no file: what lies where is the business of the stage, which tells it
 through `SpaceUser`.
 
 `limits` and `hotness` are pure: what is too much, and which blocks are cold. `ledger` is the account that the processes
-of a host keep together, in a small file beside the data. `collector` removes what is cold, in small steps. `manager`
-joins them: what a stage holds. `offline` is what a stage offers to the tools of the command line.
+of a host keep together, in a small file beside the data. `collector` removes what is cold, in small steps. `recorder`
+keeps hotness up to date, `hotfile` over a restart. `manager` joins them: what a stage holds.
 """
 
 from .hotness import WEIGHT_DUMP, WEIGHT_LOAD, WEIGHT_LOOKUP, Hotness
 from .limits import SpaceLimits
-from .manager import SpaceManager, SpacePlace, SpaceUser
+from .manager import SpaceManager
+from .user import SpacePlace, SpaceUser
 
 __all__ = [
     "WEIGHT_DUMP",

@@ -1,19 +1,29 @@
 """Which blocks are wanted and which are cold: a number each, that accesses raise and time lowers. One loop's.
 
-An access at time t counts 2^(t / half-life) times its weight, and a block's number is the logarithm of the sum of its
-accesses. So all numbers decay together without being touched, and the order of blocks that nobody asks for never changes
-(forward decay: Cormode, Shkapenyuk, Srivastava and Xu, ICDE 2009; with a half-life between zero and infinity it goes
-from LRU to LFU: Lee et al., LRFU, IEEE Transactions on Computers 50(12), 2001).
+An access at time t counts 2^(t / half-life) times its weight, and a block's number is the binary logarithm of the sum
+of its accesses. So all numbers decay together without being touched, and the order of blocks that nobody asks for never
+changes (forward decay: Cormode, Shkapenyuk, Srivastava and Xu, ICDE 2009; with a half-life between zero and infinity it
+goes from LRU to LFU: Lee et al., LRFU, IEEE Transactions on Computers 50(12), 2001).
+
+Times are the system's clock, not a monotonic one: the numbers are kept over restarts, and compared between processes.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
-from ..types import U8, Bools
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["HALF_LIFE_S", "WEIGHT_DUMP", "WEIGHT_LOAD", "WEIGHT_LOOKUP", "Hotness"]
+from ..native import IdTable
+from ..types import BLOCK_ID_BYTES, I64, U8, Bools
+
+__all__ = ["F64", "HALF_LIFE_S", "WEIGHT_DUMP", "WEIGHT_LOAD", "WEIGHT_LOOKUP", "Hotness"]
+
+F64 = npt.NDArray[np.float64]
 
 HALF_LIFE_S: Final = 600.0
 WEIGHT_LOAD: Final = 1.0
@@ -21,33 +31,137 @@ WEIGHT_DUMP: Final = 1.0
 WEIGHT_LOOKUP: Final = 0.25
 """A lookup that found a block is often followed by its load."""
 
+PLAN_SHARE: Final = 16
+"""A plan holds one block in so many: choosing n/16 of n numbers and putting them in order costs each block that goes
+about 16 looks at a number and a logarithm's worth of comparisons."""
+
+PLAN_MIN: Final = 4096
+SAMPLE: Final = 8
+"""Of so many blocks, drawn at random, the coldest is forgotten when there is no room for another."""
+
+GONE: Final = np.inf
+"""The number of a slot that holds no block: never cold."""
+
 
 class Hotness:
     """The order in which blocks may go. Bounded: of more blocks than `capacity` it forgets some of the cold ones.
+
+    An access costs a look-up and a sum; no order is kept up. Who asks for the coldest gets them from a plan, made in a
+    thread when the last one is used up. A number that has not changed since the plan was made is still colder than all
+    that are not in it, since numbers only grow; a block whose number has changed was asked for, and is passed over.
 
     Parameters
     ----------
     capacity
         How many blocks are remembered.
+    clock
+        Seconds since the epoch.
+
+    Notes
+    -----
+    Making one faults its memory in, some 40 bytes a block: do it in a thread. Another 24 bytes a block come with use.
     """
 
-    def __init__(self, capacity: int) -> None:
-        raise NotImplementedError
+    def __init__(self, capacity: int, clock: Callable[[], float] = time.time) -> None:
+        self.capacity = capacity
+        self._clock = clock
+        self._table = IdTable(capacity)  # id -> slot + 1
+        self._ids: U8 = np.zeros((capacity, BLOCK_ID_BYTES), dtype=np.uint8)
+        self._number: F64 = np.full(capacity, GONE)
+        self._end = 0  # slots from here on were never used
+        self._free: list[I64] = []
+        self._length = 0
+        self._plan: tuple[I64, F64] = _NO_PLAN
+        self._generator = np.random.default_rng(0)
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return self._length
 
-    def touch(self, ids: U8, weight: float, at: float | None = None) -> None:
-        """Count an access to each of `ids`, uint8 (n, 16), at time `at` (seconds since the epoch; default now).
+    # ---- accesses
 
-        Costs some 0.1 µs an id; ids that are not known yet are added. What stages call is `SpaceManager.touch`, which
-        only notes it.
+    def touch(self, ids: U8, weight: float, at: float | F64 | None = None) -> None:
+        """Count an access to each of `ids`, uint8 (n, 16), at time `at` (one, or (n,); default now).
+
+        Costs some 0.1 µs an id; ids that are not known yet are added. One that is named twice counts once. What stages
+        call is `SpaceManager.touch`, which only notes it.
         """
-        raise NotImplementedError
+        when = self._clock() if at is None else at
+        self.merge(ids, np.broadcast_to(np.asarray(when / HALF_LIFE_S + np.log2(weight)), len(ids)), np.logaddexp2)
+
+    def merge(self, ids: U8, numbers: F64, how: Callable[[F64, F64], F64] = np.maximum) -> None:
+        """Take over numbers, (n,), of blocks: what another process knows (the larger number counts), or accesses."""
+        if not len(ids):
+            return
+        slots = self._slots(ids)
+        known = slots >= 0
+        if known.all():
+            self._number[slots] = how(self._number[slots], numbers)
+            return
+        self._number[slots[known]] = how(self._number[slots[known]], numbers[known])
+        new, first = np.unique(ids[~known].view(_ID).ravel(), return_index=True)
+        for start in range(0, len(new), self.capacity):
+            part = slice(start, start + self.capacity)
+            self._add(new[part].view(np.uint8).reshape(-1, BLOCK_ID_BYTES), numbers[~known][first[part]])
+
+    def _slots(self, ids: U8) -> I64:
+        """Return the slot of each id, -1 where it is not known."""
+        out = np.empty(len(ids), dtype=np.uint64)
+        self._table.get(np.ascontiguousarray(ids), out)
+        return out.astype(np.int64) - 1
+
+    def _add(self, ids: U8, numbers: F64) -> None:
+        slots = self._take_slots(len(ids))
+        ids, numbers = ids[: len(slots)], numbers[: len(slots)]
+        self._ids[slots] = ids
+        self._number[slots] = numbers
+        self._table.put(np.ascontiguousarray(ids), (slots + 1).astype(np.uint64))
+        self._length += len(slots)
+
+    def _take_slots(self, count: int) -> I64:
+        """Return `count` slots that hold nothing; fewer if so many cannot be found at random."""
+        taken: list[I64] = []
+        while self._free and count:
+            last = self._free.pop()
+            if len(last) > count:
+                self._free.append(last[count:])
+            taken.append(last[:count])
+            count -= len(taken[-1])
+        fresh = min(count, self.capacity - self._end)
+        taken.append(np.arange(self._end, self._end + fresh))
+        self._end += fresh
+        if count > fresh:
+            victims = self._sample(count - fresh)
+            self._drop(victims)
+            taken.append(victims)
+        return np.concatenate(taken)
+
+    def _sample(self, count: int) -> I64:
+        drawn = self._generator.integers(0, self.capacity, (count, SAMPLE))
+        numbers = np.where(np.isfinite(self._number[drawn]), self._number[drawn], np.inf)
+        victims: I64 = np.unique(drawn[np.arange(count), numbers.argmin(axis=1)])
+        return np.asarray(victims[np.isfinite(self._number[victims])])
+
+    def _drop(self, slots: I64) -> None:
+        """Empty slots; a table that is full has forgotten some of their ids, or knows them by another slot."""
+        ids = self._ids[slots]
+        mine = self._slots(ids) == slots
+        self._table.discard(np.ascontiguousarray(ids[mine]))
+        self._number[slots] = GONE
+        self._length -= len(slots)
 
     def forget(self, ids: U8) -> None:
         """Forget blocks that were removed."""
-        raise NotImplementedError
+        slots = np.unique(self._slots(ids))
+        slots = slots[slots >= 0]
+        if len(slots):
+            self._drop(slots)
+            self._free.append(slots)
+
+    def unknown(self, ids: U8) -> Bools:
+        """Tell which blocks are not known: bool, shape (n,)."""
+        return np.asarray(self._slots(ids) < 0)
+
+    # ---- the order
 
     async def coldest(self, count: int, keep: Callable[[U8], Bools] | None = None) -> U8:
         """Return up to `count` of the coldest blocks, the coldest first: uint8 (m, 16), m <= count.
@@ -57,11 +171,70 @@ class Hotness:
         count
             How many are wanted.
         keep
-            Told some ids, says which must stay (bool, their shape); they are passed over, and asked for again later.
+            Told some ids, says which must stay (bool, their shape); they are passed over.
 
         Returns
         -------
         numpy.ndarray
-            They stay known until `forget`, and are returned again if they are still the coldest then.
+            Fewer than `count` only if there are not more, or the others must stay or were just asked for. They stay
+            known until `forget`; what was returned and not forgotten comes again when all others have had their turn.
         """
-        raise NotImplementedError
+        out, passed, missing, plans = [_NO_IDS], [_NO_SLOTS], count, 0
+        while missing > 0:
+            slots, numbers = self._plan
+            if not len(slots):
+                if plans == 2:
+                    break
+                # If the usual plan was all passed over, the whole of the order is worth its price.
+                share = PLAN_SHARE if plans == 0 else 1
+                self._plan = await asyncio.to_thread(self._make_plan, share, np.concatenate(passed))
+                plans += 1
+                continue
+            step = min(len(slots), missing)
+            self._plan = slots[step:], numbers[step:]
+            passed.append(slots[:step])
+            slots = slots[:step][self._number[slots[:step]] == numbers[:step]]
+            ids = self._ids[slots]
+            ids = ids[self._is_current(ids, slots)]
+            if keep is not None and len(ids):
+                ids = ids[~keep(ids)]
+            out.append(ids)
+            missing -= len(ids)
+        return np.concatenate(out)
+
+    def _is_current(self, ids: U8, slots: I64) -> Bools:
+        """Tell which slots speak for their blocks: a block that the table forgot may have got another slot since."""
+        found = self._slots(ids)
+        stale = (found >= 0) & (found != slots)
+        if stale.any():
+            self._number[slots[stale]] = GONE
+            self._length -= int(stale.sum())
+            self._free.append(slots[stale])
+        return np.asarray(~stale)
+
+    def _make_plan(self, share: int, without: I64) -> tuple[I64, F64]:
+        """Choose the coldest and put them in order. Runs in a thread, beside accesses: so from a copy."""
+        numbers = self._number[: self._end].copy()
+        numbers[without] = GONE
+        there = int(np.isfinite(numbers).sum())
+        size = min(there, max(PLAN_MIN, there // share))
+        if not size:
+            return _NO_PLAN
+        chosen = np.argpartition(numbers, size - 1)[:size]
+        order = chosen[np.argsort(numbers[chosen], kind="stable")]
+        return order, numbers[order]
+
+    # ---- what is kept over a restart
+
+    def snapshot(self) -> tuple[U8, F64]:
+        """Return the blocks and their numbers. May run in a thread, beside accesses."""
+        numbers = self._number[: self._end].copy()
+        ids = self._ids[: len(numbers)].copy()
+        there = np.isfinite(numbers)
+        return ids[there], numbers[there]
+
+
+_ID: Final = np.dtype(("V", BLOCK_ID_BYTES))
+_NO_IDS: Final = np.zeros((0, BLOCK_ID_BYTES), dtype=np.uint8)
+_NO_SLOTS: Final = np.zeros(0, dtype=np.int64)
+_NO_PLAN: Final = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64))

@@ -39,24 +39,54 @@ class SpaceLimits:
     @classmethod
     def of(cls, config: StoreConfig) -> SpaceLimits:
         """Return what a configuration asks for."""
-        return cls(capacity=int(config.posix_capacity_gb * GIB))
+        return cls(
+            capacity=int(config.posix_capacity_gb * GIB),
+            quota=int(config.namespace_quota_gb * GIB),
+            watermark=int(config.space_watermark_gb * GIB),
+            high=config.space_high,
+            low=config.space_low,
+        )
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is any bound."""
+        return bool(self.capacity or self.quota or self.watermark)
 
     def with_marks(self, high: float, low: float) -> SpaceLimits:
         """Return the same bounds with other marks."""
         return replace(self, high=high, low=low)
 
-    def excess(self, charged: int, of_namespace: int) -> int:
-        """Return how many bytes must go until `low` is reached: 0 below `high`.
+    def over(self, charged: int, of_namespace: int) -> int:
+        """Return by how many bytes a bound is exceeded; 0 or less if none is.
 
         Parameters
         ----------
         charged, of_namespace
             What all namespaces occupy together, and this one.
         """
-        return max(_above(self.capacity, charged, self.high, self.low), _above(self.quota, of_namespace, self.high, self.low))
+        over = charged - self.capacity if self.capacity else -_MANY
+        return max(over, of_namespace - self.quota) if self.quota else over
+
+    def excess(self, charged: int, of_namespace: int, waiting: int = 0) -> int:
+        """Return how many bytes must go until `low` is reached: 0 below `high`.
+
+        Parameters
+        ----------
+        charged, of_namespace
+            As for `over`.
+        waiting
+            Bytes of the largest item that somebody waits to reserve; 0: nobody waits. If somebody does, collection goes
+            on below `high`, to `low`, and further if the item would not fit.
+        """
+        if any(bound and waiting > bound for bound in (self.capacity, self.quota)):
+            waiting = 0  # it will never fit: nothing goes for it
+        parts = ((self.capacity, charged), (self.quota, of_namespace))
+        return max(self._excess(bound, have, waiting) for bound, have in parts)
+
+    def _excess(self, bound: int, charged: int, waiting: int) -> int:
+        if not bound or (charged <= bound * self.high and not waiting):
+            return 0
+        return max(0, charged - int(bound * self.low), charged + waiting - bound)
 
 
-def _above(bound: int, charged: int, high: float, low: float) -> int:
-    if not bound or charged <= bound * high:
-        return 0
-    return charged - int(bound * low)
+_MANY: Final = 1 << 62

@@ -2,69 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final
 
 from ..abc import AsyncResource
-from ..types import I64, U8, Bools
+from ..engines.system import current_system
+from ..engines.waits import patient
+from ..errors import ConfigError
+from ..types import U8
+from .collector import Collector, Shortage
+from .hotfile import HotFiles
 from .hotness import Hotness
+from .ledger import Ledger
 from .limits import SpaceLimits
+from .recorder import Recorder
+from .user import SpacePlace, SpaceUser
 
-__all__ = ["SpaceManager", "SpacePlace", "SpaceUser"]
+__all__ = ["SpaceManager"]
 
+_log = logging.getLogger("ucm_async.space")
 
-@dataclass(frozen=True, slots=True)
-class SpacePlace:
-    """One backend, as far as space is concerned. A place is told by its position in the list given to `SpaceManager`.
+LOOK_S: Final = 1.0
+"""How often a store looks after the ledgers by itself: for stores that died, for free space."""
 
-    Attributes
-    ----------
-    directory
-        The backend's directory, which namespaces share: the ledger is a file in it, and its file system is the one
-        whose free space counts.
-    root
-        The namespace's own directory: hotness is kept in it.
-    owner
-        A name, up to 16 ASCII characters, that no other open store has: that of the writer's directory.
-    """
+COUNT_POLL_S: Final = 0.005
+COUNT_PATIENCE_S: Final = 5.0
+"""So long a store that wants to count waits for the others to pause; then it lets them go on, and tries again later."""
 
-    directory: Path
-    root: Path
-    owner: str
+ROOM_POLL_S: Final = 0.02
+"""How often who waits for room looks whether another process has made some."""
 
-
-class SpaceUser(Protocol):
-    """What a stage tells about its files. Everything but `reclaim` is called on the loop."""
-
-    def busy(self, ids: U8) -> Bools:
-        """Tell which blocks are in transfer or under lease: bool, shape (n,). They are not removed."""
-
-    def places(self, ids: U8) -> I64:
-        """Tell in which place each block is, or would be: int64, shape (n,)."""
-
-    async def remove(self, ids: U8) -> int:
-        """Remove blocks as `Stage.delete` does; returns the bytes they occupied. Calls `SpaceManager.removed` itself."""
-
-    def shortage(self) -> int:
-        """Return bytes that should go for a reason of the stage's own (a slab with no free slots); usually 0."""
-
-    async def count(self, place: int) -> int:
-        """Count the bytes of all data files of the namespace there, those of open stores' unfinished blocks left out.
-
-        Nobody changes anything meanwhile: it is called when every store that uses the namespace has paused.
-        """
-
-    def walk(self, place: int) -> Iterator[tuple[U8, Any]]:
-        """Yield what is stored there, some hundred blocks at a time: ids, uint8 (n, 16), and when each was written.
-
-        The second is float64 (n,), seconds since the epoch. Blocks: each step is taken in a thread.
-        """
-
-    def reclaim(self, place: int, owner: str) -> bool:
-        """Remove the unfinished files of a store that has died; True if none are left. Blocks: called in a thread."""
+FULL_SHARE: Final = 0.05
+"""Of what the namespace has in a place, so much goes when the file system is full."""
 
 
 class SpaceManager(AsyncResource):
@@ -90,7 +63,7 @@ class SpaceManager(AsyncResource):
     Attributes
     ----------
     hotness
-        The order of the blocks.
+        The order of the blocks, once it is open.
     """
 
     hotness: Hotness
@@ -98,7 +71,25 @@ class SpaceManager(AsyncResource):
     def __init__(
         self, limits: SpaceLimits, places: Sequence[SpacePlace], namespace: bytes, user: SpaceUser, hot_blocks_max: int
     ) -> None:
-        raise NotImplementedError
+        self._limits = limits
+        self._places = places
+        self._namespace = namespace
+        self._user = user
+        self._hot_blocks_max = hot_blocks_max
+        self._system = current_system()
+        self._loop = asyncio.get_running_loop()
+        self._ledgers: list[Ledger] = []
+        self._free: list[int] = []  # of each file system, as estimated since it was last asked
+        self._debt = [0] * len(places)  # bytes to be freed after a disk was found full
+        self._waiting: list[int] = []  # sizes of the items that somebody waits to reserve
+        self._hopeless = False  # the last collection found nothing to remove
+        self._freed = self._loop.create_future()
+        self._alarm = asyncio.Event()
+        self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._collecting = False
+
+    # ---- life
 
     async def open(self) -> None:
         """Join the ledgers, read the persisted hotness, and start to look after things.
@@ -109,39 +100,167 @@ class SpaceManager(AsyncResource):
         Raises
         ------
         ConfigError
-            A ledger cannot be made or is full.
+            There is a bound, and a ledger cannot be shared here; or it is full.
         """
-        raise NotImplementedError
+        self._ledgers = await asyncio.to_thread(self._join)
+        try:
+            self._free = await asyncio.to_thread(self._free_bytes)
+            self.hotness = await asyncio.to_thread(Hotness, self._hot_blocks_max)
+            home = min(self._places, key=lambda place: place.directory)
+            self._lease = self._ledgers[self._places.index(home)]
+            files = HotFiles(self._system, home.root, home.owner)
+            self._recorder = Recorder(self.hotness, files, self._user, len(self._places))
+            await self._recorder.learn_from_files()
+        except BaseException:
+            await asyncio.to_thread(self._leave)
+            raise
+        self._collector = Collector(
+            self.hotness, self._user, self.shortage, lambda: bool(self._waiting), self._learn, self._note_freed
+        )
+        self._spawn(self._look_after())
 
-    async def counted(self) -> None:
-        """Wait until usage is exact."""
-        raise NotImplementedError
+    def _join(self) -> list[Ledger]:
+        joined: list[Ledger] = []
+        try:
+            for place in self._places:
+                joined.append(self._make_ledger(place))
+                joined[-1].join(self._namespace, place.owner, place.root)
+        except BaseException:
+            for ledger in joined:
+                ledger.leave()
+            raise
+        return joined
+
+    def _make_ledger(self, place: SpacePlace) -> Ledger:
+        try:
+            return Ledger(self._system, place.directory)
+        except OSError as error:
+            what = f"{str(place.directory)!r}: no file can be shared between processes here: {error.strerror}"
+            if self._limits.bounded:
+                raise ConfigError(f"storage_backends: {what}; without bounds on space it would do") from error
+            _log.warning("%s; its space is accounted for by this store alone", what)
+            return Ledger(self._system, place.directory, private=True)
+
+    def _free_bytes(self) -> list[int]:
+        return [self._system.free_bytes(place.directory) for place in self._places]
 
     async def aclose(self) -> None:
-        """Persist the hotness and leave the ledgers. What is still reserved is released: its files must be gone."""
-        raise NotImplementedError
+        """Stop collecting, persist the hotness and leave the ledgers. Idempotent.
+
+        What is still reserved counts no more: its files must be gone.
+        """
+        if not self._ledgers:
+            return
+        self._stopping = True
+        self._alarm.set()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._ledgers:
+            await self._recorder.persist(self._living)
+            await asyncio.to_thread(self._leave)
+
+    def _leave(self) -> None:
+        ledgers, self._ledgers = self._ledgers, []
+        for ledger in ledgers:
+            ledger.leave()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine, name="ucm-space")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("looking after space failed", exc_info=task.exception())
 
     # ---- room
 
     def reserve(self, place: int, nbytes: int, count: int = 1) -> int:
-        """Reserve room for up to `count` items of `nbytes` each; returns how many got it. Starts collection if few."""
-        raise NotImplementedError
+        """Reserve room for up to `count` items of `nbytes` each; returns how many got it.
 
-    async def reserve_soon(self, place: int, nbytes: int, count: int = 1, patience_s: float = 0.0) -> int:
-        """As `reserve`; waits up to `patience_s` for collection to make room for the rest."""
-        raise NotImplementedError
+        Starts collection where it is due.
+        """
+        granted = count
+        if self._limits.bounded:
+            granted = self._granted(place, nbytes, count)
+            if granted < count or self.shortage():
+                self._alarm.set()
+        else:
+            self._ledgers[place].charge(nbytes * count)
+        self._free[place] -= nbytes * granted
+        return granted
+
+    def _granted(self, place: int, nbytes: int, count: int) -> int:
+        limits, ledger = self._limits, self._ledgers[place]
+        if limits.watermark:
+            count = max(0, min(count, (self._free[place] - limits.watermark) // nbytes))
+        while count:
+            ledger.charge(nbytes * count)
+            over = limits.over(*self._sums())
+            if over <= 0:
+                break
+            ledger.release(nbytes * count)
+            count = max(0, count + -over // nbytes)
+        return count
+
+    def _sums(self) -> tuple[int, int]:
+        """Bytes that are charged in all places: to all namespaces, and to this one."""
+        charged = sum(ledger.charged() for ledger in self._ledgers)
+        return charged, sum(ledger.charged_here() for ledger in self._ledgers) if self._limits.quota else 0
+
+    async def reserve_soon(self, place: int, nbytes: int, count: int, patience_s: float) -> int:
+        """As `reserve`; waits up to `patience_s` for collection to make room for the rest. Not inside `changing`."""
+        granted = self.reserve(place, nbytes, count)
+        if granted == count:
+            return granted
+        end = self._loop.time() + patience_s
+        self._waiting.append(nbytes)
+        self._hopeless = False
+        try:
+            while granted < count and not (self._hopeless or self._stopping) and (left := end - self._loop.time()) > 0:
+                self._alarm.set()
+                await patient(self._freed, min(left, ROOM_POLL_S))
+                granted += self.reserve(place, nbytes, count - granted)
+        finally:
+            self._waiting.remove(nbytes)
+        return granted
 
     def release(self, place: int, nbytes: int) -> None:
         """Give back what was reserved, once nothing of it is on the disk."""
-        raise NotImplementedError
+        self._ledgers[place].release(nbytes)
+        self._free[place] += nbytes
 
     def commit(self, place: int, nbytes: int) -> None:
         """Count reserved bytes as used: what was written has its name."""
-        raise NotImplementedError
+        self._ledgers[place].commit(nbytes)
 
     def removed(self, place: int, nbytes: int) -> None:
         """Count used bytes as free, once they are."""
-        raise NotImplementedError
+        self._ledgers[place].removed(nbytes)
+        self._free[place] += nbytes
+        self._debt[place] = max(0, self._debt[place] - nbytes)
+
+    def no_space(self, place: int) -> None:
+        """Say that the file system is full, or a quota of its: collection starts. The next write is tried as usual."""
+        if not self._debt[place]:
+            self._debt[place] = max(1, int(self._ledgers[place].used_here() * FULL_SHARE))
+        self._alarm.set()
+
+    def shortage(self) -> Shortage:
+        """Return how many bytes should go now."""
+        if self._stopping:
+            return Shortage(0, self._debt[:0])
+        limits, waiting = self._limits, max(self._waiting, default=0)
+        total = limits.excess(*self._sums(), waiting) if limits.bounded else 0
+        mark = limits.watermark
+        places = [
+            max(debt, mark + mark // 16 - free if free < mark + waiting else 0)
+            for debt, free in zip(self._debt, self._free, strict=True)
+        ]
+        return Shortage(max(total, self._user.shortage()), places)
+
+    # ---- changes, and counting when there are none
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
@@ -149,29 +268,143 @@ class SpaceManager(AsyncResource):
 
         Whoever dies inside leaves an account that must be counted again. While somebody counts, entering waits.
         """
-        raise NotImplementedError
-        yield
+        while not self._begin_change():
+            await self._wait_for_count()
+        try:
+            yield
+        finally:
+            for ledger in self._ledgers:
+                ledger.end_change()
 
-    def no_space(self, place: int) -> None:
-        """Say that the file system is full, or a quota of its: collection starts. The next write is tried as usual."""
-        raise NotImplementedError
+    def _begin_change(self) -> bool:
+        for position, ledger in enumerate(self._ledgers):
+            if not ledger.begin_change():
+                for other in self._ledgers[:position]:
+                    other.end_change()
+                return False
+        return True
+
+    async def _wait_for_count(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(COUNT_POLL_S)
+            if all(ledger.counting == 0 for ledger in self._ledgers):
+                return
+        await asyncio.to_thread(self._forget_dead)  # perhaps the one who counts
+
+    def _forget_dead(self) -> None:
+        for ledger in self._ledgers:
+            ledger.forget_dead()
+
+    async def counted(self) -> None:
+        """Wait until usage is exact."""
+        while not all(ledger.exact for ledger in self._ledgers):
+            self._alarm.set()
+            await asyncio.sleep(COUNT_POLL_S)
+
+    async def _count(self, place: int) -> None:
+        ledger = self._ledgers[place]
+        if not await asyncio.to_thread(ledger.begin_count):
+            return
+        stored, unfinished = None, 0
+        try:
+            if await self._all_paused(ledger):
+                owners = await asyncio.to_thread(ledger.owners)
+                stored, unfinished = await self._user.count(place, owners)
+        except OSError as error:
+            _log.warning("%s: its files could not be counted: %s", self._places[place].root, error)
+        finally:
+            await asyncio.to_thread(ledger.end_count, stored, unfinished)
+
+    async def _all_paused(self, ledger: Ledger) -> bool:
+        end = self._loop.time() + COUNT_PATIENCE_S
+        while not await asyncio.to_thread(ledger.all_paused):
+            if self._stopping or self._loop.time() > end:
+                return False
+            await asyncio.sleep(COUNT_POLL_S)
+        return True
+
+    # ---- looking after things
+
+    async def _look_after(self) -> None:
+        while not self._stopping:
+            await self._look()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._alarm.wait(), LOOK_S)
+            self._alarm.clear()
+
+    async def _look(self) -> None:
+        await asyncio.to_thread(self._forget_dead)
+        if self._limits.watermark:
+            self._free = await asyncio.to_thread(self._free_bytes)
+        for place, ledger in enumerate(self._ledgers):
+            if not ledger.exact and not self._stopping:
+                await self._count(place)
+        if not self._collecting and self.shortage():
+            self._collecting = True
+            self._spawn(self._collect())
+        self._recorder.drain()
+        if self._recorder.due:
+            await self._recorder.persist(self._living)
+
+    async def _collect(self) -> None:
+        """Collect, if no other process does."""
+        try:
+            if not await asyncio.to_thread(self._lease.take_lease):
+                return
+            try:
+                self._hopeless = not await self._collector.run()
+            finally:
+                await asyncio.to_thread(self._lease.give_lease)
+            if self._hopeless:
+                self._debt = [0] * len(self._debt)  # the next write that finds the disk full says so again
+        finally:
+            self._collecting = False
+
+    def _note_freed(self, _: int) -> None:
+        freed, self._freed = self._freed, self._loop.create_future()
+        freed.set_result(None)
+
+    async def _learn(self, more: bool) -> bool:
+        return await self._recorder.learn(more, lambda: self._stopping)
+
+    def _living(self) -> frozenset[str]:
+        return frozenset[str]().union(*(ledger.owners() for ledger in self._ledgers))
 
     # ---- hotness
 
     def touch(self, ids: U8, weight: float) -> None:
         """Note an access to each of `ids`, uint8 (n, 16), C-contiguous; counted a little later. About 1 µs a call."""
-        raise NotImplementedError
+        self._recorder.touch(ids, weight)
 
     def forget(self, ids: U8) -> None:
         """Forget blocks that are gone."""
-        raise NotImplementedError
+        self.hotness.forget(ids)
 
     # ---- what happened
 
     def used(self) -> int:
-        """Return the bytes that the committed blocks of this namespace occupy, in all places and by all processes."""
-        raise NotImplementedError
+        """Return the bytes that the committed blocks of this namespace occupy, in all places and by all processes.
+
+        After a crash it is too high until everything was counted; see `counted`.
+        """
+        return sum(ledger.used_here() for ledger in self._ledgers)
 
     def statistics(self) -> Mapping[str, Any]:
         """Return plain, JSON-ready numbers: bounds, usage, and what was collected."""
-        raise NotImplementedError
+        limits = self._limits
+        here = sum(ledger.charged_here() for ledger in self._ledgers)
+        used = self.used()
+        return {
+            "capacity_bytes": limits.capacity,
+            "quota_bytes": limits.quota,
+            "watermark_bytes": limits.watermark,
+            "used_bytes": used,
+            "reserved_bytes": here - used,
+            "all_namespaces_bytes": sum(ledger.charged() for ledger in self._ledgers),
+            "exact": all(ledger.exact for ledger in self._ledgers),
+            "shared": not any(ledger.private for ledger in self._ledgers),
+            "collecting": self._collecting,
+            "collected": self._collector.statistics(),
+            "hot_blocks": len(self.hotness),
+            "accesses_not_counted": self._recorder.dropped,
+        }
