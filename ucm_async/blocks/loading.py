@@ -1,70 +1,70 @@
-"""Loading: for each block one chain of requests — open, read, check, gather, close — and one look at the results."""
+"""Loading: for each block one chain of requests — read, check, gather — and one look at the results.
+
+Where a block is to be found, and what becomes of a bad one, is the business of the stage.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ...abc import Batch
-from ...blocks.header import CHECKSUM_FROM, check_headers, used_bytes
-from ...blocks.layout import BlockLayout, merge_ranges
-from ...blocks.transfer import DIRECT_ALIGN, Transfer, status_of_errno
-from ...engines import requests as rq
-from ...engines.arena import Arena
-from ...engines.chains import ChainTable, addresses_of, copy_requests
-from ...engines.waits import completed, patient
-from ...errors import BackendIOError, CorruptError
-from ...tasks import Cuts, cut_row, group_rows, rank_in_group
-from ...types import I64, U8, U64, Bools, Status
-from .files import BlockFiles
-from .known import KnownBlocks
-from .layout import choose_backend
+from ..abc import Batch
+from ..engines import requests as rq
+from ..engines.arena import Arena
+from ..engines.chains import ChainTable, copy_requests
+from ..engines.waits import completed, patient
+from ..errors import BackendIOError, CorruptError, StoreError
+from ..tasks import Cuts, cut_row, group_rows, rank_in_group
+from ..types import I64, U8, U64, Bools, Status
+from .header import CHECKSUM_FROM, check_headers, used_bytes
+from .layout import BlockLayout
+from .plans import plan_direct_reads, plan_slot_reads
+from .transfer import Transfer
 
-__all__ = ["Loader"]
+__all__ = ["BlockLoader", "Reading"]
+
+PlaceT = TypeVar("PlaceT")
 
 DIRECT_ROW_BYTES_MIN: Final = 256 << 10
 """Smaller rows are read into slots, which are registered with the ring, and copied in the pass that checks them: that
 takes less time than pinning a caller's pages for each read."""
 
-READ_GAP_BYTES: Final = 32 << 10
-"""Bytes read along between two ranges of one file: at 2 GB/s they cost what a second request does."""
-
 PATIENCE_S_MIN: Final = 0.0005
 """Rows that are in are handed on before a deadline, but not more often than this."""
 
 ATTEMPTS_MAX: Final = 3
-"""Once with files that need no disk to open, once with all, and once more for reads that came back short."""
-
-CACHED_OPENS_MAX: Final = 2
-"""So few blocks are first opened in the hope that no disk is needed, which an engine can do on the loop itself."""
+"""Once in the hope that no disk is needed to begin, once in earnest, and once more for reads that came back short."""
 
 
 @dataclass(slots=True)
-class _Reading:
+class Reading(Generic[PlaceT]):
     """The blocks of a batch while they are read. A group is the rows of one block; arrays of g are by group.
 
     Attributes
     ----------
     rows, group, rank
         int64 (n,): rows of the batch, the group of each, and its place in the group.
-    ids, backend, slots, bases
-        By group: the block, where it lies, its slot in `arena`, and the slot's address.
+    ids, slots, bases
+        By group: the block, its slot in `arena`, and the slot's address.
+    place
+        Where the blocks lie, as the stage has it; by group, too.
     chains
-        One chain a group: OPEN, reads, CHECKSUM of the header, copies of the rows, CLOSE.
+        One chain a group: a step that leads to the block, reads, CHECKSUM of the header, copies of the rows, and a step
+        that ends it.
     wanted
         int64 (g, reads): bytes that each read must bring.
     cuts
         How each row is cut; its runs are the copies.
     held
         Bool (g,): the slots that are not given back yet.
-    removals
-        As `KnownBlocks.removals` was before anything was read.
+    apart
+        The rows are read again, each for itself.
     spoilt
         Rows to be read again, each for itself and into slots: a read of their block failed, perhaps that of another
         row, or what lies in the caller's memory is not what was read.
@@ -74,7 +74,7 @@ class _Reading:
     rows: I64
     group: I64
     ids: U8
-    backend: I64
+    place: PlaceT
     arena: Arena
     slots: I64
     bases: U64
@@ -84,7 +84,7 @@ class _Reading:
     chains: ChainTable
     wanted: I64
     held: Bools
-    removals: int
+    apart: bool
     spoilt: list[int] = field(default_factory=list)
 
     @property
@@ -93,24 +93,53 @@ class _Reading:
         return 1 + int(self.wanted.shape[1])
 
 
-class Loader:
-    """Brings batches from the files of several backends."""
+class BlockLoader(ABC, Generic[PlaceT]):
+    """Brings batches. A subclass says where blocks lie, and sees to those that are missing or bad."""
 
-    def __init__(
-        self,
-        layout: BlockLayout,
-        namespace: bytes,
-        files: BlockFiles,
-        seeds: U64,
-        known: KnownBlocks,
-        transfer: Transfer,
-    ) -> None:
+    def __init__(self, layout: BlockLayout, namespace: bytes, transfer: Transfer) -> None:
         self._layout = layout
         self._namespace = namespace
-        self._files = files
-        self._seeds = seeds
-        self._known = known
         self.transfer = transfer
+
+    # ---- what a stage knows
+
+    @abstractmethod
+    def _locate(self, ids: U8) -> PlaceT:
+        """Tell where blocks lie, and note what has to be known of them before anything is read."""
+
+    @abstractmethod
+    def _put_ends(self, place: PlaceT, table: rq.Requests) -> object:
+        """Write the first and the last step of each chain, shape (blocks, steps); return what they point to."""
+
+    @abstractmethod
+    def _aim(self, place: PlaceT, reads: rq.Requests, owner: I64) -> None:
+        """Turn reads, whose offsets are from the start of the block, (n,), to where the blocks `owner`, (n,), lie."""
+
+    def _present(self, reading: Reading[PlaceT]) -> I64:
+        """Report the rows of blocks that are known to be missing; returns the groups that are left."""
+        return np.arange(len(reading.ids))
+
+    def _before_attempt(self, table: rq.Requests, attempt: int) -> None:
+        """Change chains that are about to be run, the first time with `attempt` 0."""
+        return
+
+    @abstractmethod
+    def _unreachable(self, reading: Reading[PlaceT], group: int, number: int) -> tuple[Status, StoreError | None]:
+        """Say what it means that the first step of a chain failed with errno `number`."""
+
+    def _moved(self, reading: Reading[PlaceT], group: int) -> bool:
+        """Tell whether something else may lie by now where a block was read."""
+        return False
+
+    @abstractmethod
+    def _came(self, reading: Reading[PlaceT], groups: I64) -> None:
+        """Take note of blocks that were read and are good."""
+
+    @abstractmethod
+    async def _set_aside(self, reading: Reading[PlaceT], group: int) -> str:
+        """Move a corrupt block out of sight; returns why that did not work, empty if it did."""
+
+    # ---- loading
 
     async def load(self, batch: Batch) -> None:
         """Deliver the rows of `batch` that are still wanted."""
@@ -132,46 +161,53 @@ class Loader:
         """Load rows, with one chain a block, or one a row if `apart`; returns those that another row's read spoilt."""
         first, group = (np.arange(len(rows)),) * 2 if apart else group_rows(batch.ids[rows])
         slots = await arena.lease(len(first))
-        reading: _Reading | None = None
+        reading: Reading[PlaceT] | None = None
         try:
-            reading = self._plan(batch, rows, first, group, arena, slots)
-            groups = np.arange(len(first))
+            reading = self._plan(batch, rows, first, group, arena, slots, apart=apart)
+            groups = self._present(reading)
             for attempt in range(ATTEMPTS_MAX):
-                groups = await self._attempt(reading, groups, attempt)
                 if not len(groups):
                     break
+                groups = await self._attempt(reading, groups, attempt)
         finally:
             arena.release(slots if reading is None else slots[reading.held])
         return reading.spoilt
 
     # ---- the plan
 
-    def _plan(self, batch: Batch, rows: I64, first: I64, group: I64, arena: Arena, slots: I64) -> _Reading:
+    def _plan(
+        self, batch: Batch, rows: I64, first: I64, group: I64, arena: Arena, slots: I64, *, apart: bool
+    ) -> Reading[PlaceT]:
         """Write the chains: reads into the slots, or straight into the caller's memory where that is allowed."""
         layout = self._layout
         cuts = cut_row(tuple(batch.piece_sizes.tolist()), layout.shard_size)
         ids = np.ascontiguousarray(batch.ids[rows[first]])
-        backend = choose_backend(ids, self._seeds)
+        place = self._locate(ids)
         bases = arena.address(slots)
         start, stop = layout.row_ranges(batch.shards[rows])
         pieces = batch.addresses[rows]
         gates = batch.gates[rows]
         direct = arena is self.transfer.heads
-        plan = self._plan_direct if direct else self._plan_slots
-        reads, owner, wanted, vectors = plan(batch, rows, group, bases, start, stop)
-        place, width = rank_in_group(owner, len(ids))
+        if direct:
+            reads, owner, wanted, vectors = plan_direct_reads(
+                layout, batch.addresses[rows], batch.piece_sizes, group, bases, start, stop
+            )
+        else:
+            reads, owner, wanted = plan_slot_reads(layout, group, bases, start, stop)
+            vectors = None
+        step, width = rank_in_group(owner, len(ids))
         rank, ranks = rank_in_group(group, len(ids))
         chains = ChainTable(len(ids), width + ranks * len(cuts) + 3)
         table = chains.table
-        chains.keep += (vectors, self._files.put_open_to_read(table[:, 0], ids, backend))
-        reads["opcode"] |= rq.FLAG_LINK
+        self._aim(place, reads, owner)
+        chains.keep += (vectors, self._put_ends(place, table))
         if (
             gates == gates[first][group]
         ).all():  # one task a block, as usual: what it gave up need not be read any more
             reads["gate"] = gates[first][owner]
-        table[owner, 1 + place] = reads
+        table[owner, 1 + step] = reads
         lengths = np.zeros((len(ids), width), dtype=np.int64)
-        lengths[owner, place] = wanted
+        lengths[owner, step] = wanted
         self._put_header_checksum(table[:, 1 + width], bases)
         copies = copy_requests(
             rq.OP_CHECKSUM if direct else rq.OP_COPY,
@@ -184,28 +220,14 @@ class Loader:
         )
         body = table[:, 2 + width : -1].reshape(len(ids), ranks, len(cuts), copy=False)
         body[group, rank] = copies
-        table["opcode"][:, -1] = rq.OP_CLOSE | rq.FLAG_LINK
         counts = self.transfer.counts
         counts["blocks"] += len(ids)
         counts["rows"] += len(rows)
         counts["reads"] += len(reads)
         counts["bytes"] += int(wanted.sum())
-        return _Reading(
-            batch,
-            rows,
-            group,
-            ids,
-            backend,
-            arena,
-            slots,
-            bases,
-            cuts,
-            rank,
-            ranks,
-            chains,
-            lengths,
-            np.ones(len(ids), dtype=np.bool_),
-            self._known.removals,
+        held = np.ones(len(ids), dtype=np.bool_)
+        return Reading(
+            batch, rows, group, ids, place, arena, slots, bases, cuts, rank, ranks, chains, lengths, held, apart
         )
 
     def _put_header_checksum(self, column: rq.Requests, bases: U64) -> None:
@@ -213,67 +235,12 @@ class Loader:
         column["address"] = bases + np.uint64(CHECKSUM_FROM)
         column["length"] = used_bytes(self._layout.shards) - CHECKSUM_FROM
 
-    def _plan_slots(
-        self, batch: Batch, rows: I64, group: I64, bases: U64, start: I64, stop: I64
-    ) -> tuple[rq.Requests, I64, I64, object]:
-        """Read the header and the rows of each block, whole pages, with as few requests as pays."""
-        head = self._layout.header_bytes
-        start = start // DIRECT_ALIGN * DIRECT_ALIGN
-        stop = -(-stop // DIRECT_ALIGN) * DIRECT_ALIGN
-        owner = group
-        if len(rows) == len(bases) and int(start.max()) - head <= READ_GAP_BYTES:
-            start = np.zeros_like(start)
-        else:
-            heads = np.arange(len(bases))
-            owner, start, stop = merge_ranges(
-                np.concatenate((heads, group)),
-                np.concatenate((np.zeros_like(heads), start)),
-                np.concatenate((np.full_like(heads, head), stop)),
-                gap=READ_GAP_BYTES,
-            )
-        reads = rq.new_requests(len(owner))
-        reads["opcode"] = rq.OP_READ
-        reads["offset"] = start
-        reads["address"] = bases[owner] + start.astype(np.uint64)
-        reads["length"] = stop - start
-        return reads, owner, stop - start, None
-
-    def _plan_direct(
-        self, batch: Batch, rows: I64, group: I64, bases: U64, start: I64, stop: I64
-    ) -> tuple[rq.Requests, I64, I64, object]:
-        """Read each row into its pieces; the header goes along with the row that follows it in the file, or alone."""
-        head = self._layout.header_bytes
-        k = len(batch.piece_sizes)
-        beside = start == head
-        vectors = np.zeros((len(rows), k + 1), dtype=rq.IOVEC)
-        vectors["address"][:, 0] = bases[group]
-        vectors["length"][:, 0] = head
-        vectors["address"][:, 1:] = batch.addresses[rows]
-        vectors["length"][:, 1:] = batch.piece_sizes
-        alone = np.setdiff1d(np.arange(len(bases)), group[beside], assume_unique=False)
-        reads = rq.new_requests(len(rows) + len(alone))
-        of_rows, of_heads = reads[: len(rows)], reads[len(rows) :]
-        of_rows["opcode"] = rq.OP_READV
-        of_rows["offset"] = np.where(beside, 0, start)
-        of_rows["address"] = addresses_of(vectors) + np.where(beside, 0, rq.IOVEC.itemsize).astype(np.uint64)
-        of_rows["length"] = np.where(beside, k + 1, k)
-        of_heads["opcode"] = rq.OP_READ
-        of_heads["address"] = bases[alone]
-        of_heads["length"] = head
-        wanted = np.concatenate((stop - start + np.where(beside, head, 0), np.full(len(alone), head)))
-        owner = np.concatenate((group, alone))
-        if len(alone):
-            order = np.argsort(owner, kind="stable")
-            reads, owner, wanted = reads[order], owner[order], wanted[order]
-        return reads, owner, wanted, vectors
-
     # ---- from the chains to the caller
 
-    async def _attempt(self, reading: _Reading, groups: I64, attempt: int) -> I64:
+    async def _attempt(self, reading: Reading[PlaceT], groups: I64, attempt: int) -> I64:
         """Run the chains of `groups` and hand on what is in; returns the groups that deserve another attempt."""
         table = reading.chains.rows(groups)
-        if attempt == 0 and len(groups) <= CACHED_OPENS_MAX:
-            table["opcode"][:, 0] |= rq.FLAG_CACHED
+        self._before_attempt(table, attempt)
         done = self.transfer.engine.submit(table.reshape(-1), reading.chains.steps)
         try:
             return await self._hand_on(reading, groups, table["result"], done, last=attempt == ATTEMPTS_MAX - 1)
@@ -281,7 +248,13 @@ class Loader:
             await completed(done)
 
     async def _hand_on(
-        self, reading: _Reading, groups: I64, results: npt.NDArray[np.int64], done: asyncio.Future[None], *, last: bool
+        self,
+        reading: Reading[PlaceT],
+        groups: I64,
+        results: npt.NDArray[np.int64],
+        done: asyncio.Future[None],
+        *,
+        last: bool,
     ) -> I64:
         waiting = np.ones(len(groups), dtype=np.bool_)
         again = np.zeros(len(groups), dtype=np.bool_)
@@ -305,7 +278,7 @@ class Loader:
         left = batch.patience_s()
         return max(left if groups == 1 else left / 2, PATIENCE_S_MIN)
 
-    def _keep_only(self, reading: _Reading, groups: I64) -> None:
+    def _keep_only(self, reading: Reading[PlaceT], groups: I64) -> None:
         """Give back the slots of all but `groups`, which the kernel still has, perhaps for long."""
         free = reading.held.copy()
         free[groups] = False
@@ -315,7 +288,9 @@ class Loader:
 
     # ---- what became of a chain
 
-    async def _judge(self, reading: _Reading, groups: I64, results: npt.NDArray[np.int64], *, last: bool) -> Bools:
+    async def _judge(
+        self, reading: Reading[PlaceT], groups: I64, results: npt.NDArray[np.int64], *, last: bool
+    ) -> Bools:
         """Report the rows of finished chains; bool, shape of `groups`: True where another attempt may help."""
         opened = results[:, 0]
         reads = results[:, 1 : reading.head_column]
@@ -334,20 +309,19 @@ class Loader:
             await self._compare(reading, groups[whole], results[whole])
         return np.asarray(again, dtype=np.bool_)
 
-    async def _report_failure(self, reading: _Reading, group: int, opened: int, reads: npt.NDArray[Any]) -> None:
+    async def _report_failure(self, reading: Reading[PlaceT], group: int, opened: int, reads: npt.NDArray[Any]) -> None:
         """Report the rows of a block that could not be read."""
         rows = reading.rows[reading.group == group]
         failed = reads[reads < 0]
         counts = self.transfer.counts
         if opened < 0:
-            status = status_of_errno(-opened)
+            status, error = self._unreachable(reading, group, -opened)
             counts["missing" if status == Status.MISS else "open_errors"] += 1
-            self._known.discard(reading.ids[group : group + 1])
-            reading.batch.report(
-                rows, status, None if status == Status.MISS else BackendIOError.from_errno(-opened, "open")
-            )
+            reading.batch.report(rows, status, error)
         elif (failed == -errno.ECANCELED).any():  # its task has settled: it was not begun any more
             reading.batch.report(rows, Status.CANCELLED)
+        elif self._moved(reading, group):
+            self._look_again(reading, rows)
         elif len(failed):
             counts["read_errors"] += 1
             if len(rows) > 1:
@@ -356,9 +330,18 @@ class Loader:
             reading.batch.report(rows, Status.IO_ERROR, BackendIOError.from_errno(-int(failed[0]), "read"))
         else:
             got, wanted = int(reads.sum()), int(reading.wanted[group].sum())
-            await self._set_aside(reading, group, f"the file is truncated: {got} of {wanted} bytes could be read")
+            await self._report_corrupt(reading, group, f"the file is truncated: {got} of {wanted} bytes could be read")
 
-    async def _compare(self, reading: _Reading, groups: I64, results: npt.NDArray[np.int64]) -> None:
+    def _look_again(self, reading: Reading[PlaceT], rows: I64) -> None:
+        """Read rows again whose block was somewhere else by then; once, after that they are missing."""
+        if reading.apart:
+            self.transfer.counts["missing"] += len(rows)
+            reading.batch.report(rows, Status.MISS)
+        else:
+            self.transfer.counts["moved"] += len(rows)
+            reading.spoilt += rows.tolist()
+
+    async def _compare(self, reading: Reading[PlaceT], groups: I64, results: npt.NDArray[np.int64]) -> None:
         """Hold checksums against what the headers say, and report."""
         layout, batch, cuts = self._layout, reading.batch, reading.cuts
         headers = reading.arena.view()[reading.slots[groups], : used_bytes(layout.shards)]
@@ -377,7 +360,7 @@ class Loader:
         good = (sums == stored).all(axis=1) & check.good[at]
         if good.all():
             batch.report(rows, Status.OK)
-            self._known.add(reading.ids[groups], reading.removals)
+            self._came(reading, groups)
             return
         batch.report(rows[good], Status.OK)
         let_in = (copies >= 0).all(axis=1)  # else the gate had closed: the task has settled, and nobody asks any more
@@ -389,20 +372,23 @@ class Loader:
             return
         told: set[int] = set()
         for i in np.flatnonzero(~good & let_in).tolist():
-            if int(at[i]) not in told:
-                told.add(int(at[i]))
-                shard = int(first[i] + np.argmax(sums[i] != stored[i]))
-                why = check.why.get(int(at[i])) or f"the checksum of shard {shard} is wrong"
-                await self._set_aside(reading, int(groups[at[i]]), why)
+            group = int(groups[at[i]])
+            if group in told:
+                continue
+            told.add(group)
+            if self._moved(reading, group):
+                self._look_again(reading, rows[(at == at[i]) & ~good & let_in])
+                continue
+            shard = int(first[i] + np.argmax(sums[i] != stored[i]))
+            why = check.why.get(int(at[i])) or f"the checksum of shard {shard} is wrong"
+            await self._report_corrupt(reading, group, why)
 
-    async def _set_aside(self, reading: _Reading, group: int, why: str) -> None:
-        """Move the file of a corrupt block out of sight, then report its rows that were not delivered."""
-        ids = reading.ids[group : group + 1]
-        self._known.removed(ids)
+    async def _report_corrupt(self, reading: Reading[PlaceT], group: int, why: str) -> None:
+        """Set a corrupt block aside, then report its rows that were not delivered."""
         self.transfer.counts["corrupt"] += 1
-        result = await self._files.quarantine(ids, reading.backend[group : group + 1], self.transfer.pool)
-        if result[0] not in (0, -errno.ENOENT):
-            why += f"; it could not be set aside: {os.strerror(-int(result[0]))}"
+        failure = await self._set_aside(reading, group)
+        if failure:
+            why += f"; it could not be set aside: {failure}"
         reading.batch.report(reading.rows[reading.group == group], Status.CORRUPT, CorruptError(why))
 
 

@@ -1,0 +1,88 @@
+"""Loading from files: a chain opens the block's file, reads, checks and gathers, and closes it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from ...blocks.layout import BlockLayout
+from ...blocks.loading import BlockLoader, Reading
+from ...blocks.transfer import Transfer, status_of_errno
+from ...engines import requests as rq
+from ...errors import BackendIOError, StoreError
+from ...types import I64, U8, U64, Status
+from .files import BlockFiles
+from .known import KnownBlocks
+from .layout import choose_backend
+
+__all__ = ["Loader"]
+
+CACHED_OPENS_MAX: Final = 2
+"""So few blocks are first opened in the hope that no disk is needed, which an engine can do on the loop itself."""
+
+
+@dataclass(slots=True)
+class FilePlace:
+    """Where blocks lie.
+
+    Attributes
+    ----------
+    ids
+        uint8, shape (g, 16).
+    backend
+        int64, shape (g,).
+    removals
+        As `KnownBlocks.removals` was before anything was read.
+    """
+
+    ids: U8
+    backend: I64
+    removals: int
+
+
+class Loader(BlockLoader[FilePlace]):
+    """Brings batches from the files of several backends."""
+
+    def __init__(
+        self,
+        layout: BlockLayout,
+        namespace: bytes,
+        files: BlockFiles,
+        seeds: U64,
+        known: KnownBlocks,
+        transfer: Transfer,
+    ) -> None:
+        super().__init__(layout, namespace, transfer)
+        self._files = files
+        self._seeds = seeds
+        self._known = known
+
+    def _locate(self, ids: U8) -> FilePlace:
+        return FilePlace(ids, choose_backend(ids, self._seeds), self._known.removals)
+
+    def _put_ends(self, place: FilePlace, table: rq.Requests) -> object:
+        table["opcode"][:, -1] = rq.OP_CLOSE | rq.FLAG_LINK
+        return self._files.put_open_to_read(table[:, 0], place.ids, place.backend)
+
+    def _aim(self, place: FilePlace, reads: rq.Requests, owner: I64) -> None:
+        reads["opcode"] |= rq.FLAG_LINK
+
+    def _before_attempt(self, table: rq.Requests, attempt: int) -> None:
+        if attempt == 0 and len(table) <= CACHED_OPENS_MAX:
+            table["opcode"][:, 0] |= rq.FLAG_CACHED
+
+    def _unreachable(self, reading: Reading[FilePlace], group: int, number: int) -> tuple[Status, StoreError | None]:
+        self._known.discard(reading.ids[group : group + 1])
+        status = status_of_errno(number)
+        return status, None if status == Status.MISS else BackendIOError.from_errno(number, "open")
+
+    def _came(self, reading: Reading[FilePlace], groups: I64) -> None:
+        self._known.add(reading.ids[groups], reading.place.removals)
+
+    async def _set_aside(self, reading: Reading[FilePlace], group: int) -> str:
+        ids = reading.ids[group : group + 1]
+        self._known.removed(ids)
+        result = await self._files.quarantine(ids, reading.place.backend[group : group + 1], self.transfer.pool)
+        return "" if result[0] in (0, -errno.ENOENT) else os.strerror(-int(result[0]))
