@@ -87,6 +87,8 @@ static PyObject *io_setup_limit(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED
 }
 
 static PyMethodDef module_methods[] = {
+    {"block_paths", METHOD(block_paths), METH_FASTCALL,
+     PyDoc_STR("block_paths(ids, out, /)\n--\n\nWrite the path of each block, 36 bytes with its NUL.")},
     {"crc32c", METHOD(crc32c_function), METH_FASTCALL,
      PyDoc_STR("crc32c(data, value=0, /)\n--\n\nCRC-32C of `data`, going on from `value`.")},
     {"execute", execute, METH_O,
@@ -98,6 +100,8 @@ static PyMethodDef module_methods[] = {
      PyDoc_STR("fence()\n--\n\nOrder what was stored before for all processors, before what is read after.")},
     {"io_setup_limit", io_setup_limit, METH_NOARGS,
      PyDoc_STR("io_setup_limit()\n--\n\n(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown.")},
+    {"mix_ids", METHOD(mix_ids), METH_FASTCALL,
+     PyDoc_STR("mix_ids(ids, out, /)\n--\n\nWrite 64 well-mixed bits of each id.")},
     {NULL, NULL, 0, NULL},
 };
 

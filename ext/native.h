@@ -26,5 +26,7 @@ extern PyType_Spec gate_spec, exports_spec, mapping_spec, idtable_spec;
 extern PyType_Spec threadpool_spec, aio_context_spec, uring_context_spec, driver_spec;
 
 PyObject *export_buffers(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *mix_ids(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *block_paths(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 #endif

@@ -199,5 +199,11 @@ class IdTable:
     capacity: int
     def __len__(self) -> int: ...
 
+def block_paths(ids: Buffer, out: Buffer, /) -> None:
+    """out[i] (36 bytes) = ``xx/<32 hex digits>`` and a NUL: where the file of ids[i] lies (docs/design/format.md). ValueError where the lengths do not fit."""
+
+def mix_ids(ids: Buffer, out: Buffer, /) -> None:
+    """out[i] (uint64) = 64 well-mixed bits of ids[i]: ids may be consecutive numbers, or share most of their bytes. Errors as `block_paths`."""
+
 def io_setup_limit() -> tuple[int, int]:
     """(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown."""

@@ -28,11 +28,13 @@ __all__ = [
     "Mapping",
     "ThreadPool",
     "UringContext",
+    "block_paths",
     "crc32c",
     "execute",
     "export_buffers",
     "fence",
     "io_setup_limit",
+    "mix_ids",
 ]
 
 
@@ -66,11 +68,13 @@ if TYPE_CHECKING or NATIVE:
         Mapping,
         ThreadPool,
         UringContext,
+        block_paths,
         crc32c,
         execute,
         export_buffers,
         fence,
         io_setup_limit,
+        mix_ids,
     )
 else:
     from ._portable import (
@@ -84,9 +88,11 @@ else:
         Mapping,
         ThreadPool,
         UringContext,
+        block_paths,
         crc32c,
         execute,
         export_buffers,
         fence,
         io_setup_limit,
+        mix_ids,
     )

@@ -18,6 +18,7 @@ from .exports import Exports, export_buffers
 from .gate import Gate
 from .idtable import IdTable
 from .mapping import Mapping
+from .paths import block_paths, mix_ids
 from .pool import ThreadPool
 
 __all__ = [
@@ -31,11 +32,13 @@ __all__ = [
     "Mapping",
     "ThreadPool",
     "UringContext",
+    "block_paths",
     "crc32c",
     "execute",
     "export_buffers",
     "fence",
     "io_setup_limit",
+    "mix_ids",
 ]
 
 HAVE_CRC32C: Final = False

@@ -67,7 +67,7 @@ class Reading(Generic[PlaceT]):
         The rows are read again, each for itself.
     spoilt
         Rows to be read again, each for itself and into slots: a read of their block failed, perhaps that of another
-        row, or what lies in the caller's memory is not what was read.
+        row; or what lies in the caller's memory is not what was read; or another task that wanted the block gave up.
     """
 
     batch: Batch
@@ -363,8 +363,11 @@ class BlockLoader(ABC, Generic[PlaceT]):
             self._came(reading, groups)
             return
         batch.report(rows[good], Status.OK)
-        let_in = (copies >= 0).all(axis=1)  # else the gate had closed: the task has settled, and nobody asks any more
-        batch.report(rows[~let_in], Status.CANCELLED)
+        let_in = (copies >= 0).all(axis=1)  # else a gate had closed: the task has settled, and nobody asks any more
+        shut_out = rows[~let_in]
+        waited_for = batch.live()[shut_out]
+        reading.spoilt += shut_out[waited_for].tolist()  # it was the gate of another task that wants the same block
+        batch.report(shut_out[~waited_for], Status.CANCELLED)
         if (
             reading.arena is self.transfer.heads
         ):  # somebody may have written there meanwhile: look again in our own memory

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import StoreClosedError, WouldBlock
-from ..native import Mapping
 from ..types import I64, U8, U64
+from .system import current_system
 
 __all__ = ["SLOT_ALIGNMENT", "Arena"]
 
@@ -53,7 +53,7 @@ class Arena:
             raise ValueError(f"slot_bytes {slot_bytes} and slots {slots} must be positive")
         self.slot_bytes = -(-slot_bytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
         self.slots = slots
-        self._mapping = Mapping(self.slot_bytes * slots, fd)
+        self._mapping = current_system().map_memory(self.slot_bytes * slots, fd)
         self.base = self._mapping.address
         self.length = self.slot_bytes * slots
         self._free: I64 = np.arange(slots - 1, -1, -1, dtype=np.int64)  # a stack: what was used last is still in cache

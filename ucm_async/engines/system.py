@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from ..abc import Engine
+from ..native import Mapping
 from .sharedfile import SharedFile
 
 __all__ = ["System", "current_system", "use_system"]
@@ -110,6 +111,14 @@ class System:
         """Remove a file; one that is gone already is as good."""
         path.unlink(missing_ok=True)
 
+    def sync_directory(self, path: Path) -> None:
+        """Bring the names in a directory to the medium."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def rmtree(self, path: Path, *, ignore_errors: bool = False) -> None:
         """Remove a directory and what is in it; with `ignore_errors` as far as it goes."""
         shutil.rmtree(path, ignore_errors=ignore_errors)
@@ -121,6 +130,10 @@ class System:
     def direct_reason(self, directory: str | os.PathLike[str]) -> str | None:
         """Say why O_DIRECT is of no use in a directory, "" if it is; None: try it."""
         return None
+
+    def map_memory(self, length: int, fd: int) -> Mapping:
+        """Return memory for an arena; see `ucm_async.native.Mapping`."""
+        return Mapping(length, fd)
 
     def make_engine(self, name: str, depth: int) -> Engine | None:
         """Return an engine in place of the one called `name`, on the running loop; None: take that."""

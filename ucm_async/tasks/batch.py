@@ -64,7 +64,7 @@ class Slice:
         self.status[:] = Status.OK
         count, self.pending = self.pending, 0
         self.task.rows_in(count)
-        self.task.slice_finished()
+        self.task.finish_slice_soon()
 
     def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
         """Settle `rows` (counted from the slice's start). The first report of a row counts."""

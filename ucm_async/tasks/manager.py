@@ -80,7 +80,7 @@ class TaskManager:
         self._slice_bytes = slice_bytes
         self._task_max = task_max
         self._loop = loop
-        self._tasks: set[Task] = set()
+        self._tasks: dict[Task, None] = {}  # in the order of submission, so that what waits for them is served in order
         self._idle: list[tuple[Callable[[Task], bool], asyncio.Future[None]]] = []
         self._closed = False
         self._submitted = 0
@@ -113,7 +113,7 @@ class TaskManager:
         if len(ids) == 0 or len(self._tasks) >= self._task_max:
             self._settle_at_once(task)
             return task
-        self._tasks.add(task)
+        self._tasks[task] = None
         sink = self._sinks[lane]
         cuts = cut_slices(ids, memory.row_bytes, slice_bytes=self._slice_bytes, queues=sink.queues)
         task.expect_slices(len(cuts))
@@ -161,7 +161,7 @@ class TaskManager:
             del self._feeders[lane]
 
     def _on_finished(self, task: Task) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         self._finished += 1
         self._uncounted.append(task.result().status)
         if len(self._uncounted) >= _UNCOUNTED_MAX:

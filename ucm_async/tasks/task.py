@@ -174,6 +174,10 @@ class Task:
         if self.pending == 0:
             self.settle(Status.OK)
 
+    def finish_slice_soon(self) -> None:
+        """Call `slice_finished` after whoever waits has gone on."""
+        self._loop.call_soon(self.slice_finished)
+
     def slice_finished(self) -> None:
         """Count a slice that came back; the last of them finishes the task."""
         self._slices_left -= 1

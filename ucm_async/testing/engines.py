@@ -57,6 +57,9 @@ STATISTICS = {"name", "requests", "batches", "bytes", "in_flight"}
 class Scratch:
     """A file and aligned memory of the same size, cut into pages.
 
+    An engine that does not work on the machine's own files needs one that overrides `write`, `stored`, `truncate`,
+    `open` and `close_descriptor`.
+
     Attributes
     ----------
     memory
@@ -69,13 +72,33 @@ class Scratch:
         self._mapping = mmap.mmap(-1, pages * PAGE_BYTES)
         self.memory: U8 = np.frombuffer(self._mapping, dtype=np.uint8).reshape(pages, PAGE_BYTES)
         self.content: U8 = np.random.default_rng(pages).integers(0, 256, self.memory.shape, dtype=np.uint8)
-        path.write_bytes(self.content.tobytes())
         self.path = path
-        self.fd = os.open(path, os.O_RDWR | (os.O_DIRECT if direct else 0))
+        self.write(self.content.tobytes())
+        self.fd = self.open(os.O_RDWR | (os.O_DIRECT if direct else 0))
 
     def close(self) -> None:
         """Close the file. The memory goes when nobody refers to it."""
-        os.close(self.fd)
+        self.close_descriptor(self.fd)
+
+    def write(self, content: bytes) -> None:
+        """Make the file, with these bytes."""
+        self.path.write_bytes(content)
+
+    def stored(self) -> bytes:
+        """Return what the file holds."""
+        return self.path.read_bytes()
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to `size` bytes."""
+        os.truncate(self.path, size)
+
+    def open(self, flags: int) -> int:
+        """Open the file once more."""
+        return os.open(self.path, flags)
+
+    def close_descriptor(self, fd: int) -> None:
+        """Close what `open` returned."""
+        os.close(fd)
 
     def batch(self, opcode: int, pages: npt.ArrayLike) -> Requests:
         """Return one request for each of `pages`, between that page of the file and of the memory."""
@@ -169,6 +192,14 @@ class EngineSuite:
         """Return a new engine on the running loop; the suite closes it."""
         raise NotImplementedError
 
+    def make_scratch(self, path: Path) -> Scratch:
+        """Return 64 pages of file and memory; the suite closes it."""
+        return Scratch(path, 64, direct=self.direct)
+
+    def descriptors(self) -> list[str]:
+        """Return what is open, by names that compare."""
+        return sorted(os.listdir("/dev/fd"))
+
     @pytest_asyncio.fixture
     async def engine(self) -> AsyncIterator[Engine]:
         """One engine, closed after the test."""
@@ -179,7 +210,7 @@ class EngineSuite:
     @pytest.fixture
     def scratch(self, tmp_path: Path) -> Iterator[Scratch]:
         """Give 64 pages of file and memory."""
-        scratch = Scratch(tmp_path / "scratch", 64, direct=self.direct)
+        scratch = self.make_scratch(tmp_path / "scratch")
         yield scratch
         scratch.close()
 
@@ -198,7 +229,7 @@ class EngineSuite:
         requests["offset"] += 64 * PAGE_BYTES
         await engine.submit(requests)
         assert (requests["result"] == PAGE_BYTES).all()
-        assert scratch.path.read_bytes() == scratch.content.tobytes() + scratch.content[::-1].tobytes()
+        assert scratch.stored() == scratch.content.tobytes() + scratch.content[::-1].tobytes()
 
     async def test_vectors(self, engine: Engine, scratch: Scratch) -> None:
         """One request moves several ranges of memory, in the order of the list."""
@@ -210,11 +241,11 @@ class EngineSuite:
         requests["offset"] = 8 * PAGE_BYTES
         await engine.submit(requests)
         assert requests["result"].tolist() == [8 * PAGE_BYTES]
-        assert scratch.path.read_bytes()[8 * PAGE_BYTES : 16 * PAGE_BYTES] == scratch.content[:8].tobytes()
+        assert scratch.stored()[8 * PAGE_BYTES : 16 * PAGE_BYTES] == scratch.content[:8].tobytes()
 
     async def test_short_only_at_the_end(self, engine: Engine, scratch: Scratch) -> None:
         """A read across the end brings what is there, one behind it nothing, neither is an error."""
-        os.truncate(scratch.path, 2 * PAGE_BYTES + 1000)
+        scratch.truncate(2 * PAGE_BYTES + 1000)
         scratch.memory[:] = 0xEE
         requests = scratch.batch(OP_READ, [0, 1, 2, 3])
         await engine.submit(requests)
@@ -224,7 +255,7 @@ class EngineSuite:
 
     async def test_vectors_across_the_end(self, engine: Engine, scratch: Scratch) -> None:
         """The same for a list of ranges."""
-        os.truncate(scratch.path, 2 * PAGE_BYTES + 512)
+        scratch.truncate(2 * PAGE_BYTES + 512)
         requests, _vectors = scratch.vectored(OP_READV, 4)
         await engine.submit(requests)
         assert requests["result"].tolist() == [2 * PAGE_BYTES + 512]
@@ -239,13 +270,13 @@ class EngineSuite:
 
     async def test_a_write_that_is_not_allowed(self, engine: Engine, scratch: Scratch) -> None:
         """A file opened for reading refuses writes, with the errno of the system call."""
-        fd = os.open(scratch.path, os.O_RDONLY)
+        fd = scratch.open(os.O_RDONLY)
         try:
             requests = scratch.batch(OP_WRITE, [0])
             requests["fd"] = fd
             await engine.submit(requests)
         finally:
-            os.close(fd)
+            scratch.close_descriptor(fd)
         assert requests["result"].tolist() == [-errno.EBADF]
 
     async def test_unknown_opcode(self, engine: Engine, scratch: Scratch) -> None:
@@ -287,17 +318,17 @@ class EngineSuite:
     async def test_a_chain_from_open_to_close(self, engine: Engine, scratch: Scratch) -> None:
         """Open, read, check, copy, close; 63 chains at once, each with a descriptor of its own."""
         chains = PageChains(scratch, self.direct)
-        before = _descriptors()
+        before = self.descriptors()
         table = chains.table(range(63))
         await engine.submit(table.reshape(-1), table.shape[1])
         chains.check(table, np.arange(63))
         assert (chains.target[63] == 0).all()
-        assert _descriptors() == before
+        assert self.descriptors() == before
 
     async def test_a_chain_runs_to_its_end(self, engine: Engine, scratch: Scratch) -> None:
         """A file that is missing or short fails its own chain, which copies nothing and closes what it opened."""
         chains = PageChains(scratch, self.direct)
-        before = _descriptors()
+        before = self.descriptors()
         table = chains.table(range(64))
         table["address"][5, 0] += len(chains.path) - 1  # the empty path
         table["offset"][9, 1] = 64 * PAGE_BYTES  # behind the end
@@ -307,7 +338,7 @@ class EngineSuite:
         assert table["result"][9, 1:].tolist() == [0, canceled, 0, canceled, 0]
         chains.check(table, np.delete(np.arange(64), [5, 9]))
         assert (chains.target[[5, 9]] == 0).all()
-        assert _descriptors() == before
+        assert self.descriptors() == before
 
     async def test_chains_are_apart(self, engine: Engine, scratch: Scratch) -> None:
         """A link finds no descriptor of another chain, and a condition no failure of another."""
@@ -405,11 +436,11 @@ class EngineSuite:
     async def test_no_descriptor_is_left(self, scratch: Scratch) -> None:
         """Ten engines that came and went leave no descriptor behind."""
         await (await self.make_engine()).aclose()  # whatever the loop opens once
-        before = _descriptors()
+        before = self.descriptors()
         for _ in range(10):
             async with await self.make_engine() as engine:
                 await engine.submit(scratch.batch(OP_READ, [0]))
-        assert _descriptors() == before
+        assert self.descriptors() == before
 
     async def test_statistics(self, engine: Engine, scratch: Scratch) -> None:
         """The counters that a stage relies on are there, plain, and right."""
@@ -422,7 +453,3 @@ class EngineSuite:
         assert statistics["bytes"] == 11 * PAGE_BYTES
         assert statistics["in_flight"] == 0
         assert statistics["name"] == engine.name
-
-
-def _descriptors() -> list[str]:
-    return sorted(os.listdir("/dev/fd"))

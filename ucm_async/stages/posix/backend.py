@@ -114,6 +114,7 @@ def open_backend(path: str, config: StoreConfig) -> Backend:
         for directory in (path, root, root / WRITERS, root / QUARANTINE):
             with contextlib.suppress(FileExistsError):
                 backend.system.mkdir(directory)
+        _make_last(backend)
         _describe(backend, config)
         _claim_writer(backend)
     except OSError as error:
@@ -125,6 +126,18 @@ def open_backend(path: str, config: StoreConfig) -> Backend:
 def _slug(namespace: str) -> str:
     """Make a namespace readable in a listing; the fingerprint tells namespaces apart, not this."""
     return re.sub(r"[^A-Za-z0-9.]+", "_", namespace)[:48].strip("._") or "namespace"
+
+
+def _make_last(backend: Backend) -> None:
+    """Bring the names of the backend and of the namespace to the medium, whoever made them.
+
+    A dump that is synced does the same for what is below; without this, a power cut takes the whole namespace.
+    """
+    for directory in (Path(backend.path).absolute().parent, Path(backend.path)):
+        try:
+            backend.system.sync_directory(directory)
+        except OSError as error:  # no right to read it, or a file system that has no such thing
+            _log.warning("%s: its names may not survive a power cut: %s", directory, error.strerror)
 
 
 def _describe(backend: Backend, config: StoreConfig) -> None:

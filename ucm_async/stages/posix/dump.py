@@ -28,7 +28,9 @@ from .layout import choose_backend
 
 __all__ = ["Dumper"]
 
-GATE_CLOSED: Final = -1
+AGAIN: Final = -1
+"""Not an errno: nothing is wrong with the disk, and rows that are still wanted are written anew."""
+
 CLAIM_PATIENCE_S: Final = 0.05
 """Who waits for what another task writes looks this often whether its own still wants it."""
 
@@ -54,8 +56,8 @@ class _Writing:
     direct
         True if the kernel reads the caller's memory itself.
     failed
-        By group: the errno that ended it, 0 as long as all is well, `GATE_CLOSED` if a task of its rows settled before
-        the bytes were taken.
+        By group: the errno that ended it, 0 as long as all is well, `AGAIN` if a task of its rows settled before the
+        bytes were taken, or if another writer's copy was deleted before it was synced.
     lost
         Bool (g,): of a group that failed, the file is gone, or what is in it cannot be relied on.
     removals
@@ -123,8 +125,8 @@ class Dumper:
     async def _dump_rows(self, batch: Batch, rows: I64) -> I64:
         """Write what can be claimed; returns the rows to be tried again.
 
-        These are the ones that somebody else was writing, when that has changed, and those whose block another task of
-        the batch gave up.
+        These are the ones that somebody else was writing, when that has changed, those whose block another task of the
+        batch gave up, and those that were deleted while this dump relied on another's copy.
         """
         rows = await self._skip_stored(batch, rows)
         if not len(rows):
@@ -145,7 +147,7 @@ class Dumper:
                 pass
         if writing is None:
             return theirs
-        return np.concatenate((theirs, writing.rows[(writing.failed == GATE_CLOSED)[writing.group]]))
+        return np.concatenate((theirs, writing.rows[(writing.failed == AGAIN)[writing.group]]))
 
     async def _skip_stored(self, batch: Batch, rows: I64) -> I64:
         """Report the rows of blocks that are stored already; returns the others."""
@@ -161,22 +163,24 @@ class Dumper:
             self._known.removed(ids[damaged])
         if stored.any():
             self._known.add(ids[stored], removals)
-            await self._report_stored(batch, rows[stored[group]], ids[stored], backend[stored])
+            stored[stored] = await self._report_stored(batch, rows[stored[group]], ids[stored], backend[stored])
         rest: I64 = rows[~stored[group]]
         return rest
 
-    async def _report_stored(self, batch: Batch, rows: I64, ids: U8, backend: I64) -> None:
+    async def _report_stored(self, batch: Batch, rows: I64, ids: U8, backend: I64) -> Bools:
+        """Report the rows of stored blocks; bool, shape of `ids`: False for those that were deleted meanwhile."""
         self.transfer.counts["already_stored"] += len(ids)
         if len(self._writes):
             for block_id in ids:  # another writer was first, and these shards are of no use any more
                 await self.discard_partial(block_id.tobytes())
         if batch.durability != "synced":
             batch.report(rows, Status.OK)
-            return
+            return np.ones(len(ids), dtype=np.bool_)
         result = await self._files.sync(ids, backend, self.transfer.pool)
         _, group = group_rows(batch.ids[rows])
-        for number in np.unique(-result).tolist():
+        for number in np.unique(-result[result != -errno.ENOENT]).tolist():
             batch.report(rows[(result == -number)[group]], *(_failure(number) if number else (Status.OK, None)))
+        return np.asarray(result != -errno.ENOENT)
 
     def _claim(self, batch: Batch, rows: I64) -> tuple[_Writing | None, I64]:
         """Claim what nobody else is writing; the second value is the rows of what somebody is."""
@@ -246,7 +250,7 @@ class Dumper:
         results = copies["result"]
         let_in = (results >= 0).all(axis=1)
         if not let_in.all():
-            writing.failed[writing.group[~let_in]] = GATE_CLOSED
+            writing.failed[writing.group[~let_in]] = AGAIN
         sums = results[:, cuts.last].astype(np.uint32)
         at = np.maximum(batch.shards[rows], 0).tolist()
         for row, group in enumerate(writing.group.tolist()):
@@ -395,8 +399,9 @@ class Dumper:
         if writing.batch.durability == "synced":
             result[done] = await self._files.sync_directories(ids[done], backend[done], pool)
             result[lost] = await self._files.sync(ids[lost], backend[lost], pool)
+        deleted = lost & (result == -errno.ENOENT)
         writing.lost[whole] |= done | lost | (result == -errno.ENOENT)
-        writing.failed[whole] = -result
+        writing.failed[whole] = np.where(deleted, AGAIN, -result)
 
     # ---- the end
 
@@ -430,14 +435,14 @@ class Dumper:
         """Return the shards that a failed group may have spoilt, a bit set."""
         if writing.lost[g]:
             return self._writes.full
-        return 0 if writing.failed[g] == GATE_CLOSED else writing.wanted[g]
+        return 0 if writing.failed[g] == AGAIN else writing.wanted[g]
 
     def _report(self, writing: _Writing) -> None:
         for number in np.unique(writing.failed).tolist():
             rows = writing.rows[(writing.failed == number)[writing.group]]
             if number == 0:
                 writing.batch.report(rows, Status.OK)
-            elif number == GATE_CLOSED:  # the others are tried again
+            elif number == AGAIN:  # the others are tried again
                 writing.batch.report(rows[~writing.batch.live()[rows]], Status.CANCELLED)
             else:
                 writing.batch.report(rows, *_failure(number))

@@ -24,10 +24,11 @@ from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...engines.arena import Arena
+from ...native import block_paths
 from ...types import U8, U64
 from .backend import Backend
 from .known import KnownBlocks
-from .layout import block_path, choose_backend
+from .layout import PATH_BYTES, choose_backend
 
 __all__ = ["ExpressLoads"]
 
@@ -47,8 +48,7 @@ class _Chain:
         shards = layout.shards
         self.steps = _COPY + shards + 1
         self.requests = rq.new_requests(self.steps)
-        self.path = np.zeros(36, dtype=np.uint8)
-        self._path_bytes = self.path.data
+        self.path = np.zeros(PATH_BYTES, dtype=np.uint8)
         self._words = self.requests.view(np.uint8).data.cast("Q")
         self._results = self.requests.view(np.uint8).data.cast("q")
         self._found = header
@@ -74,9 +74,9 @@ class _Chain:
         self._shards = shards
         self._shard_size = layout.shard_size
 
-    def fill(self, block_id: bytes, dirfd: int, flags: int, target: int, gate: int) -> None:
+    def fill(self, ids: U8, dirfd: int, flags: int, target: int, gate: int) -> None:
         """Write down what is different this time."""
-        self._path_bytes[:35] = block_path(block_id)
+        block_paths(ids, self.path)
         words = self._words
         words[0] = (rq.OP_OPEN | rq.FLAG_CACHED) | dirfd << 32
         words[_OFFSET] = flags
@@ -86,7 +86,7 @@ class _Chain:
             words[at + _GATE] = gate
             target += self._shard_size
             at += _WORDS
-        self._expected[16:32] = block_id
+        self._expected[16:32] = ids.data.cast("B")
 
     def came_well(self) -> bool:
         """Tell whether the block was read, is what it should be, and lies in the caller's memory."""
@@ -147,7 +147,7 @@ class ExpressLoads:
             return False
         chain = self._idle.pop()
         removals = self._known.removals
-        chain.fill(ids.tobytes(), dirfd, self._flags[backend], int(one.addresses[0, 0]), one.gate)
+        chain.fill(ids, dirfd, self._flags[backend], int(one.addresses[0, 0]), one.gate)
 
         def done() -> None:
             well = chain.came_well()

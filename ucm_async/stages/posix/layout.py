@@ -7,10 +7,11 @@ from typing import Final
 
 import numpy as np
 
+from ... import native
 from ...types import I64, U8, U64
 
 __all__ = [
-    "block_path",
+    "PATH_BYTES",
     "block_paths",
     "choose_backend",
     "paths_below",
@@ -18,20 +19,15 @@ __all__ = [
 ]
 
 _HEX: Final = np.frombuffer(b"".join(b"%02x" % i for i in range(256)), dtype=np.uint8).reshape(256, 2)
-_LOW: Final = 0x9E3779B97F4A7C15  # odd constants; any would do, but they are part of the format
-_HIGH: Final = 0xC2B2AE3D27D4EB4F
-_WORD: Final = (1 << 64) - 1
-_MIX_LOW: Final = np.uint64(_LOW)
-_MIX_HIGH: Final = np.uint64(_HIGH)
+PATH_BYTES: Final = 36
+_LOW: Final = np.uint64(0x9E3779B97F4A7C15)  # odd constants; any would do, but they are part of the format
+_HIGH: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 
 
 def mix(ids: U8) -> U64:
     """Return 64 well-mixed bits of each id: ids may be consecutive numbers, or share most of their bytes."""
-    words = ids.view("<u8")
-    mixed: U64 = words[:, 0] * _MIX_LOW ^ (words[:, 1] + (words[:, 0] >> np.uint64(32))) * _MIX_HIGH
-    mixed ^= mixed >> np.uint64(29)
-    mixed *= _MIX_LOW
-    mixed ^= mixed >> np.uint64(32)
+    mixed = np.empty(len(ids), dtype=np.uint64)
+    native.mix_ids(ids, mixed)
     return mixed
 
 
@@ -42,20 +38,9 @@ def subdirectories(ids: U8) -> U8:
 
 def block_paths(ids: U8) -> U8:
     """Return the path of each block's file: ``xx/<32 hex digits>``, NUL-terminated, shape (n, 36)."""
-    out = np.zeros((len(ids), 36), dtype=np.uint8)
-    out[:, 0:2] = _HEX[subdirectories(ids)]
-    out[:, 2] = ord("/")
-    out[:, 3:35] = _HEX[ids].reshape(len(ids), 32)
+    out = np.empty((len(ids), PATH_BYTES), dtype=np.uint8)
+    native.block_paths(ids, out)
     return out
-
-
-def block_path(block_id: bytes) -> bytes:
-    """Return what `block_paths` gives for one id, without the NUL; the short way for one block."""
-    low, high = int.from_bytes(block_id[:8], "little"), int.from_bytes(block_id[8:], "little")
-    mixed = (low * _LOW & _WORD) ^ ((high + (low >> 32) & _WORD) * _HIGH & _WORD)
-    mixed ^= mixed >> 29
-    mixed = mixed * _LOW & _WORD
-    return b"%02x/%b" % ((mixed ^ mixed >> 32) >> 56, block_id.hex().encode())
 
 
 def paths_below(directory: str, ids: U8) -> U8:
@@ -86,8 +71,8 @@ def choose_backend(ids: U8, seeds: U64) -> I64:
     """
     if len(seeds) == 1:
         return np.zeros(len(ids), dtype=np.int64)
-    score = (mix(ids)[:, None] ^ seeds[None, :]) * _MIX_HIGH
+    score = (mix(ids)[:, None] ^ seeds[None, :]) * _HIGH
     score ^= score >> np.uint64(31)
-    score *= _MIX_LOW
+    score *= _LOW
     best: I64 = np.argmax(score, axis=1).astype(np.int64)
     return best
