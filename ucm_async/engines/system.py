@@ -21,7 +21,7 @@ from typing import Final
 
 from ..abc import Engine
 from ..native import Mapping
-from .sharedfile import SharedFile
+from .sharedmemory import SharedMemory
 
 __all__ = ["System", "current_system", "use_system"]
 
@@ -74,9 +74,13 @@ class System:
         about = os.statvfs(path)
         return about.f_bavail * about.f_frsize
 
-    def shared_file(self, path: Path, nbytes: int) -> SharedFile:
-        """Map a small file that processes share; see `SharedFile`."""
-        return SharedFile(path, nbytes)
+    def shared_memory(self, path: Path, nbytes: int) -> SharedMemory:
+        """Return memory that the processes which name the same file share; see `SharedMemory`."""
+        return SharedMemory(path, nbytes)
+
+    def boot_name(self) -> str:
+        """Return a name that is another one each time the machine starts."""
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     def open(self, path: Path, flags: int) -> int:
         """Open a file, with ``O_CLOEXEC``; one that is made is the owner's alone."""

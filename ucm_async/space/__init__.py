@@ -4,7 +4,7 @@ It knows bytes, ids, namespaces and time, and no file: what lies where is the bu
 through `SpaceUser`.
 
 `limits` and `hotness` are pure: what is too much, and which blocks are cold. `ledger` is the account that the processes
-of a host keep together, in a small file beside the data. `collector` removes what is cold, in small steps. `recorder`
+of a host keep together, in memory that they share. `collector` removes what is cold, in small steps. `recorder`
 keeps hotness up to date, `hotfile` over a restart. `manager` joins them: what a stage holds.
 """
 

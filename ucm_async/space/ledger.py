@@ -1,4 +1,4 @@
-"""The account that the processes of a host keep together of one backend's directory: a small file that each maps.
+"""The account that the processes of a host keep together of one backend's directory, in memory that they share.
 
 It has rows of eight words. An *account* row stands for a namespace, a *store* row for one open store:
 
@@ -23,26 +23,38 @@ bytes at once may both be refused, and ask again.
 A store holds the lock of its row's byte as long as it lives; whoever can take that lock knows that it has died. What it
 had added then goes to its account, which is exact still if nothing was under way, and is counted again otherwise.
 Meanwhile it errs on the safe side: what a dead store reserved stays charged until somebody has counted.
+
+The last store that leaves writes the accounts to a file beside the data, and the first that comes takes them from
+there, unless the machine was started anew: what was not synced may be gone then, so everything is counted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from ..engines.sharedfile import PrivateFile, SharedFile
+from ..engines.sharedmemory import PrivateMemory, SharedMemory
 from ..engines.system import System
 from ..errors import ConfigError
 from ..native import fence
 from ..types import I64, Bools
 
-__all__ = ["LEDGER_NAME", "Ledger"]
+__all__ = ["ACCOUNTS_NAME", "LOCK_NAME", "Ledger"]
 
-LEDGER_NAME: Final = "space.ledger"
+_log = logging.getLogger("ucm_async.space")
+
+LOCK_NAME: Final = "space.lock"
+"""The file in a backend's directory that its ledger is found by."""
+
+ACCOUNTS_NAME: Final = "space.json"
+"""Where the accounts are while no store is open."""
+
 ROWS: Final = 1024
 """Open stores and namespaces of one directory, together."""
 
@@ -52,7 +64,7 @@ _WORDS: Final = 8
 ACCOUNT, CHARGED, USED, BUSY, EXACT, TOKEN = range(6)
 _TOKEN_BYTES: Final = 16
 _HEADER_BYTES: Final = 64
-_FILE_BYTES: Final = _HEADER_BYTES + ROWS * _WORDS * 8
+_BYTES: Final = _HEADER_BYTES + ROWS * _WORDS * 8
 
 # Bytes that locks are named by, far behind the end of the file.
 _TABLE_LOCK: Final = 1 << 40
@@ -61,18 +73,18 @@ _LEASE_LOCKS: Final = 3 << 40
 
 
 class Ledger:
-    """One store's hold on the ledger of one backend.
+    """One store's hold on the ledger of one backend. It begins with `join`.
 
     What blocks is called in a thread, by one at a time; what does not is called on the store's loop, also meanwhile.
 
     Parameters
     ----------
     system
-        Who has the files.
+        Who has the files and the memory.
     directory
         The backend's.
     private
-        True to keep an account of this store alone, where no file can be shared.
+        True to keep an account of this store alone, where nothing can be shared.
 
     Attributes
     ----------
@@ -82,58 +94,95 @@ class Ledger:
     Raises
     ------
     OSError
-        The file cannot be made, mapped or locked.
-    ConfigError
-        It is not a ledger, or of another version.
+        The lock file cannot be made or opened.
     """
 
     def __init__(self, system: System, directory: Path, *, private: bool = False) -> None:
         self._system = system
         self._directory = directory
         self.private = private
-        self._file: SharedFile | None = (
-            PrivateFile(_FILE_BYTES) if private else system.shared_file(directory / LEDGER_NAME, _FILE_BYTES)
-        )
-        words = np.frombuffer(self._file.memory, dtype=np.int64)
-        self._head: I64 = words[: _HEADER_BYTES // 8]
-        self._words: I64 = words[_HEADER_BYTES // 8 :].reshape(ROWS, _WORDS)
-        self._charged: I64 = self._words[:, CHARGED]
         self._row = self._account = -1
-        try:
-            with self._table():
-                self._check_head()
-        except BaseException:
-            self._close()
-            raise
+        self._words: I64 = _NO_WORDS
+        self._charged: I64 = _NO_WORDS[:, CHARGED]
+        self._shared: SharedMemory | None = (
+            PrivateMemory(_BYTES) if private else system.shared_memory(directory / LOCK_NAME, _BYTES)
+        )
 
-    def _check_head(self) -> None:
-        if not self._head.any():
-            self._head[1:3] = VERSION, ROWS
-            self._head[0] = MAGIC
-        if self._head[:3].tolist() != [MAGIC, VERSION, ROWS]:
-            raise ConfigError(
-                f"{self._directory / LEDGER_NAME}: no ledger of version {VERSION}; remove it while no store is open, "
-                "and the next store counts again"
-            )
+    def _attach(self) -> None:
+        """Map the memory; the first one to come takes over what the last one to go wrote down."""
+        shared, accounts = self._memory(), self._directory / ACCOUNTS_NAME
+        new = shared.attach()
+        if not new and self._is_foreign(shared):
+            if not shared.last:
+                raise ConfigError(f"storage_backends: another version uses {str(self._directory)!r} just now")
+            shared.remove()  # a crash left it; the files tell what is true
+            shared.close()
+            self._shared = shared = self._system.shared_memory(self._directory / LOCK_NAME, _BYTES)
+            shared.lock(_TABLE_LOCK, wait=True)
+            new = shared.attach()
+        words = np.frombuffer(shared.memory, dtype=np.int64)
+        self._words = words[_HEADER_BYTES // 8 :].reshape(ROWS, _WORDS)
+        self._charged = self._words[:, CHARGED]
+        if new and not self.private:
+            self._read_accounts()
+            words[: len(_HEAD)] = _HEAD
+        if not self.private:
+            self._system.unlink(accounts)  # from now on it is out of date
+
+    @staticmethod
+    def _is_foreign(shared: SharedMemory) -> bool:
+        head = np.frombuffer(shared.memory, dtype=np.int64, count=len(_HEAD))
+        return bool(head.tolist() != _HEAD)
+
+    def _read_accounts(self) -> None:
+        content = self._system.read_whole(self._directory / ACCOUNTS_NAME)
+        if content is None:
+            return
+        try:
+            about = json.loads(content)
+            if about["version"] != VERSION or about["boot"] != self._system.boot_name():
+                return
+            rows = [(bytes.fromhex(name), one["used"], one["exact"]) for name, one in about["accounts"].items()]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            _log.warning("%s: %s; everything is counted again", self._directory / ACCOUNTS_NAME, error)
+            return
+        for row, (fingerprint, used, exact) in enumerate(rows):
+            words = self._words[row]
+            _put_token(words, fingerprint)
+            words[CHARGED] = words[USED] = used
+            words[EXACT] = exact
+            words[ACCOUNT] = row + 1
+
+    def _write_accounts(self) -> None:
+        accounts = {
+            self._words[row, TOKEN : TOKEN + 2].tobytes().hex(): {
+                # What is charged and not used are files of stores that died: to be counted, and charged until then.
+                "used": int(self._words[row, CHARGED]),
+                "exact": bool(self._words[row, EXACT]),
+            }
+            for row in np.flatnonzero(self._accounts()).tolist()
+        }
+        about = {"version": VERSION, "boot": self._system.boot_name(), "accounts": accounts}
+        self._system.write_whole(self._directory / ACCOUNTS_NAME, (json.dumps(about, indent=2) + "\n").encode())
 
     @contextlib.contextmanager
     def _table(self) -> Iterator[None]:
         """Hold the lock under which rows come and go: some microseconds, or as long as a new directory is walked."""
-        file = self._open_file()
-        file.lock(_TABLE_LOCK, wait=True)
+        self._memory().lock(_TABLE_LOCK, wait=True)
         try:
             yield
         finally:
-            file.unlock(_TABLE_LOCK)
+            if self._shared is not None:
+                self._shared.unlock(_TABLE_LOCK)
 
-    def _open_file(self) -> SharedFile:
-        assert self._file is not None, "the ledger was closed"
-        return self._file
+    def _memory(self) -> SharedMemory:
+        assert self._shared is not None, "the ledger was closed"
+        return self._shared
 
     # ---- coming and going; these block: call them in a thread
 
     def join(self, fingerprint: bytes, owner: str, root: Path) -> None:
-        """Take a row for a store of a namespace.
+        """Take a row for a store of a namespace. If it fails, the ledger is closed.
 
         Parameters
         ----------
@@ -148,40 +197,58 @@ class Ledger:
         ------
         ConfigError
             There are too many stores and namespaces.
+        OSError
+            The memory cannot be had.
         """
-        with self._table():
-            self._fold_dead()
-            self._meet_strangers(fingerprint)
-            account = self._find_account(fingerprint)
-            if account < 0:
-                account = self._add_account(fingerprint, root)
-            row = self._free_row()
-            self._open_file().lock(_ROW_LOCKS + row, wait=True)  # somebody may just be looking whether it is free
-            words = self._words[row]
-            words[:] = 0
-            _put_token(words, owner.encode())
-            words[ACCOUNT] = account + 1
-            self._row, self._account = row, account
-            self._own = memoryview(words)
+        try:
+            with self._table():
+                self._attach()
+                self._take_row(fingerprint, owner, root)
+        except BaseException:
+            self._close()
+            raise
+
+    def _take_row(self, fingerprint: bytes, owner: str, root: Path) -> None:
+        self._fold_dead()
+        self._meet_strangers(fingerprint)
+        account = self._find_account(fingerprint)
+        if account < 0:
+            account = self._add_account(fingerprint, root)
+        row = self._free_row()
+        self._memory().lock(_ROW_LOCKS + row, wait=True)  # somebody may just be looking whether it is free
+        words = self._words[row]
+        words[:] = 0
+        _put_token(words, owner.encode())
+        words[ACCOUNT] = account + 1
+        self._row, self._account = row, account
+        self._own = memoryview(words)
 
     def leave(self) -> None:
         """Leave what this store added to its account, and close. What is still reserved counts no more. Idempotent."""
-        if self._file is None:
+        if self._shared is None:
             return
         if self._row >= 0:
             with self._table():
                 self._own[BUSY] = 1  # who dies in here leaves an account that has to be counted
                 self._fold(self._row)
-                self._open_file().unlock(_ROW_LOCKS + self._row)
-            del self._own
+                self._shared.unlock(_ROW_LOCKS + self._row)
+                if self._shared.last and not self.private:
+                    self._fold_dead()
+                    try:
+                        self._write_accounts()
+                    except OSError as error:  # a full disk
+                        _log.warning("%s: %s; the next store counts again", self._directory / ACCOUNTS_NAME, error)
+                    self._shared.remove()
         self._close()
 
     def _close(self) -> None:
-        self._head = self._words = self._charged = np.zeros(0, dtype=np.int64)
-        if self._file is not None:
-            self._file.close()
-        self._file = None
+        shared, self._shared = self._shared, None
+        self._words, self._charged = _NO_WORDS, _NO_WORDS[:, CHARGED]
+        if self._row >= 0:
+            self._own.release()
         self._row = -1
+        if shared is not None:
+            shared.close()
 
     def forget_dead(self) -> bool:
         """Look for stores that have died, of any namespace; tell whether there were any."""
@@ -193,10 +260,10 @@ class Ledger:
             return self._fold_dead() > 0
 
     def _is_dead(self, row: int) -> bool:
-        file = self._open_file()
-        if not file.lock(_ROW_LOCKS + row):
+        shared = self._memory()
+        if not shared.lock(_ROW_LOCKS + row):
             return False
-        file.unlock(_ROW_LOCKS + row)
+        shared.unlock(_ROW_LOCKS + row)
         return True
 
     def _fold_dead(self) -> int:
@@ -385,11 +452,15 @@ class Ledger:
 
     def take_lease(self) -> bool:
         """Take the right to collect for this namespace; False if a living process has it."""
-        return self._open_file().lock(_LEASE_LOCKS + self._account)
+        return self._memory().lock(_LEASE_LOCKS + self._account)
 
     def give_lease(self) -> None:
         """Give it back."""
-        self._open_file().unlock(_LEASE_LOCKS + self._account)
+        self._memory().unlock(_LEASE_LOCKS + self._account)
+
+
+_HEAD: Final = [MAGIC, VERSION, ROWS]
+_NO_WORDS: Final = np.zeros((0, _WORDS), dtype=np.int64)
 
 
 def _put_token(words: I64, token: bytes) -> None:

@@ -135,7 +135,7 @@ class SpaceManager(AsyncResource):
         try:
             return Ledger(self._system, place.directory)
         except OSError as error:
-            what = f"{str(place.directory)!r}: no file can be shared between processes here: {error.strerror}"
+            what = f"{str(place.directory)!r}: no memory can be shared between processes here: {error.strerror}"
             if self._limits.bounded:
                 raise ConfigError(f"storage_backends: {what}; without bounds on space it would do") from error
             _log.warning("%s; its space is accounted for by this store alone", what)

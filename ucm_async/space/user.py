@@ -20,8 +20,8 @@ class SpacePlace:
     Attributes
     ----------
     directory
-        The backend's directory, which namespaces share: the ledger is a file in it, and its file system is the one
-        whose free space counts.
+        The backend's directory, which namespaces share: they have one ledger together, and its file system is the
+        one whose free space counts.
     root
         The namespace's own directory in it, ``NAME-FINGERPRINT``: hotness is kept there.
     owner
