@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -137,6 +139,43 @@ async def test_it_is_bounded_and_forgets_cold_ones() -> None:
         hotness.touch(block_ids(range(20_000 + number * 100, 20_100 + number * 100)), WEIGHT_LOAD)
     known = {one.tobytes() for one in hotness.snapshot()[0]}
     assert all(one.tobytes() in known for one in hot)
+
+
+async def test_it_grows_while_it_is_used() -> None:
+    hotness = Hotness(300_000)
+    assert hotness.room == 65_536
+    ids = block_ids(range(20_000))
+    for start in range(0, len(ids), 10_000):
+        hotness.touch(ids[start : start + 10_000], WEIGHT_LOAD)
+    growing = asyncio.ensure_future(hotness.grow(65_537))
+    await asyncio.sleep(0)
+    more = block_ids(range(100_000, 103_000))
+    hotness.touch(more, WEIGHT_LOAD)
+    hotness.forget(ids[:2000])
+    hotness.forget(more[:1000])
+    await growing
+    assert hotness.room == 262_144
+    left = np.concatenate((ids[2000:], more[1000:]))
+    assert hotness.unknown(left).mean() < 0.001  # the table may lose an id
+    assert hotness.unknown(np.concatenate((ids[:2000], more[:1000]))).mean() > 0.999
+    assert abs(len(hotness) - len(left)) <= 3
+    await hotness.grow(1 << 40)
+    assert hotness.room == 300_000
+
+
+async def test_what_the_table_forgets_is_collected_all_the_same() -> None:
+    """A full table forgets ids; their blocks still have a number, are returned, and can be forgotten."""
+    hotness = Hotness(4000)
+    ids = block_ids(range(4000))
+    hotness.touch(ids, WEIGHT_LOAD)
+    assert hotness.unknown(ids).any()
+    seen: set[bytes] = set()
+    while len(some := await hotness.coldest(100)):
+        hotness.forget(some)
+        assert not seen & {one.tobytes() for one in some}
+        seen |= {one.tobytes() for one in some}
+    assert seen == {one.tobytes() for one in ids}
+    assert len(hotness) == 0
 
 
 def test_a_plan_beside_accesses_is_only_late() -> None:

@@ -8,12 +8,13 @@ of a host keep together, in memory that they share. `collector` removes what is 
 keeps hotness up to date, `hotfile` over a restart. `manager` joins them: what a stage holds.
 """
 
-from .hotness import WEIGHT_DUMP, WEIGHT_LOAD, WEIGHT_LOOKUP, Hotness
+from .hotness import F64, WEIGHT_DUMP, WEIGHT_LOAD, WEIGHT_LOOKUP, Hotness
 from .limits import SpaceLimits
 from .manager import SpaceManager
 from .user import SpacePlace, SpaceUser
 
 __all__ = [
+    "F64",
     "WEIGHT_DUMP",
     "WEIGHT_LOAD",
     "WEIGHT_LOOKUP",

@@ -39,12 +39,18 @@ PLAN_MIN: Final = 4096
 SAMPLE: Final = 8
 """Of so many blocks, drawn at random, the coldest is forgotten when there is no room for another."""
 
+ROOM_MIN: Final = 1 << 16
+"""Blocks that there is room for at first; then it grows, four times as much at a time."""
+
 GONE: Final = np.inf
 """The number of a slot that holds no block: never cold."""
 
 
 class Hotness:
     """The order in which blocks may go. Bounded: of more blocks than `capacity` it forgets some of the cold ones.
+
+    It is a hint. A block that is gone may stay in it (the table of ids loses some when it is full), and one that is
+    there may be missing: who removes the coldest must expect the first, and look at the disk for the second.
 
     An access costs a look-up and a sum; no order is kept up. Who asks for the coldest gets them from a plan, made in a
     thread when the last one is used up. A number that has not changed since the plan was made is still colder than all
@@ -53,24 +59,28 @@ class Hotness:
     Parameters
     ----------
     capacity
-        How many blocks are remembered.
+        How many blocks are remembered at most.
     clock
         Seconds since the epoch.
 
-    Notes
-    -----
-    Making one faults its memory in, some 40 bytes a block: do it in a thread. Another 24 bytes a block come with use.
+    Attributes
+    ----------
+    room
+        How many are remembered before it grows: until then, it forgets. Some 64 bytes each.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.time) -> None:
         self.capacity = capacity
         self._clock = clock
-        self._table = IdTable(capacity)  # id -> slot + 1
-        self._ids: U8 = np.zeros((capacity, BLOCK_ID_BYTES), dtype=np.uint8)
-        self._number: F64 = np.full(capacity, GONE)
+        self.room = min(capacity, ROOM_MIN)
+        self._table = IdTable(self.room)  # id -> slot + 1
+        self._ids: U8 = np.empty((capacity, BLOCK_ID_BYTES), dtype=np.uint8)  # memory comes with use
+        self._number: F64 = np.empty(capacity)
         self._end = 0  # slots from here on were never used
         self._free: list[I64] = []
         self._length = 0
+        self._changes: list[tuple[U8, I64 | None]] | None = None  # while the table is copied
+        self._taken: tuple[U8, I64] = _NO_IDS, _NO_SLOTS  # what was returned last
         self._plan: tuple[I64, F64] = _NO_PLAN
         self._generator = np.random.default_rng(0)
 
@@ -99,8 +109,8 @@ class Hotness:
             return
         self._number[slots[known]] = how(self._number[slots[known]], numbers[known])
         new, first = np.unique(ids[~known].view(_ID).ravel(), return_index=True)
-        for start in range(0, len(new), self.capacity):
-            part = slice(start, start + self.capacity)
+        for start in range(0, len(new), self.room):
+            part = slice(start, start + self.room)
             self._add(new[part].view(np.uint8).reshape(-1, BLOCK_ID_BYTES), numbers[~known][first[part]])
 
     def _slots(self, ids: U8) -> I64:
@@ -114,8 +124,17 @@ class Hotness:
         ids, numbers = ids[: len(slots)], numbers[: len(slots)]
         self._ids[slots] = ids
         self._number[slots] = numbers
-        self._table.put(np.ascontiguousarray(ids), (slots + 1).astype(np.uint64))
+        self._change(self._table, np.ascontiguousarray(ids), slots)
         self._length += len(slots)
+
+    def _change(self, table: IdTable, ids: U8, slots: I64 | None) -> None:
+        """Put ids into the table, or out of it if they have no slots."""
+        if slots is None:
+            table.discard(ids)
+        else:
+            table.put(ids, (slots + 1).astype(np.uint64))
+        if self._changes is not None:
+            self._changes.append((ids, slots))
 
     def _take_slots(self, count: int) -> I64:
         """Return `count` slots that hold nothing; fewer if so many cannot be found at random."""
@@ -126,7 +145,7 @@ class Hotness:
                 self._free.append(last[count:])
             taken.append(last[:count])
             count -= len(taken[-1])
-        fresh = min(count, self.capacity - self._end)
+        fresh = min(count, self.room - self._end)
         taken.append(np.arange(self._end, self._end + fresh))
         self._end += fresh
         if count > fresh:
@@ -136,7 +155,7 @@ class Hotness:
         return np.concatenate(taken)
 
     def _sample(self, count: int) -> I64:
-        drawn = self._generator.integers(0, self.capacity, (count, SAMPLE))
+        drawn = self._generator.integers(0, self._end, (count, SAMPLE))
         numbers = np.where(np.isfinite(self._number[drawn]), self._number[drawn], np.inf)
         victims: I64 = np.unique(drawn[np.arange(count), numbers.argmin(axis=1)])
         return np.asarray(victims[np.isfinite(self._number[victims])])
@@ -145,14 +164,21 @@ class Hotness:
         """Empty slots; a table that is full has forgotten some of their ids, or knows them by another slot."""
         ids = self._ids[slots]
         mine = self._slots(ids) == slots
-        self._table.discard(np.ascontiguousarray(ids[mine]))
+        self._change(self._table, np.ascontiguousarray(ids[mine]), None)
         self._number[slots] = GONE
         self._length -= len(slots)
 
     def forget(self, ids: U8) -> None:
         """Forget blocks that were removed."""
-        slots = np.unique(self._slots(ids))
-        slots = slots[slots >= 0]
+        slots = self._slots(ids)
+        lost = slots < 0
+        if lost.any():  # a full table forgets some ids; their slots are known here if they were just returned
+            taken, where = self._taken
+            same = np.isin(taken.view(_ID).ravel(), np.ascontiguousarray(ids[lost]).view(_ID).ravel())
+            same &= (self._ids[where] == taken).all(axis=1)
+            slots = np.concatenate((slots, where[same]))
+        slots = np.unique(slots[slots >= 0])
+        slots = slots[np.isfinite(self._number[slots])]
         if len(slots):
             self._drop(slots)
             self._free.append(slots)
@@ -160,6 +186,26 @@ class Hotness:
     def unknown(self, ids: U8) -> Bools:
         """Tell which blocks are not known: bool, shape (n,)."""
         return np.asarray(self._slots(ids) < 0)
+
+    async def grow(self, blocks: int) -> None:
+        """Make room for so many blocks, within `capacity`; accesses go on meanwhile. One at a time."""
+        while self.room < min(blocks, self.capacity):
+            room = min(4 * self.room, self.capacity)
+            self._changes = []
+            try:
+                table = await asyncio.to_thread(self._copy_table, room)
+            finally:
+                changes, self._changes = self._changes, None
+            for ids, slots in changes:
+                self._change(table, ids, slots)
+            self._table, self.room = table, room
+
+    def _copy_table(self, room: int) -> IdTable:
+        table = IdTable(room)
+        numbers = self._number[: self._end].copy()
+        slots = np.flatnonzero(np.isfinite(numbers))
+        table.put(self._ids[slots], (slots + 1).astype(np.uint64))
+        return table
 
     # ---- the order
 
@@ -179,7 +225,7 @@ class Hotness:
             Fewer than `count` only if there are not more, or the others must stay or were just asked for. They stay
             known until `forget`; what was returned and not forgotten comes again when all others have had their turn.
         """
-        out, passed, missing, plans = [_NO_IDS], [_NO_SLOTS], count, 0
+        out, passed, missing, plans = [_NO_SLOTS], [_NO_SLOTS], count, 0
         while missing > 0:
             slots, numbers = self._plan
             if not len(slots):
@@ -194,17 +240,19 @@ class Hotness:
             self._plan = slots[step:], numbers[step:]
             passed.append(slots[:step])
             slots = slots[:step][self._number[slots[:step]] == numbers[:step]]
-            ids = self._ids[slots]
-            ids = ids[self._is_current(ids, slots)]
-            if keep is not None and len(ids):
-                ids = ids[~keep(ids)]
-            out.append(ids)
-            missing -= len(ids)
-        return np.concatenate(out)
+            slots = slots[self._is_current(slots)]
+            if keep is not None and len(slots):
+                slots = slots[~keep(self._ids[slots])]
+            out.append(slots)
+            missing -= len(slots)
+        taken = np.concatenate(out)
+        ids = self._ids[taken]
+        self._taken = ids, taken
+        return ids
 
-    def _is_current(self, ids: U8, slots: I64) -> Bools:
+    def _is_current(self, slots: I64) -> Bools:
         """Tell which slots speak for their blocks: a block that the table forgot may have got another slot since."""
-        found = self._slots(ids)
+        found = self._slots(self._ids[slots])
         stale = (found >= 0) & (found != slots)
         if stale.any():
             self._number[slots[stale]] = GONE

@@ -79,7 +79,7 @@ class SpaceManager(AsyncResource):
         self._system = current_system()
         self._loop = asyncio.get_running_loop()
         self._ledgers: list[Ledger] = []
-        self._free: list[int] = []  # of each file system, as estimated since it was last asked
+        self._free = [0] * len(places)  # of each file system, as estimated since it was last asked
         self._debt = [0] * len(places)  # bytes to be freed after a disk was found full
         self._waiting: list[int] = []  # sizes of the items that somebody waits to reserve
         self._hopeless = False  # the last collection found nothing to remove
@@ -88,6 +88,7 @@ class SpaceManager(AsyncResource):
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._collecting = False
+        self._count_error: OSError | None = None
 
     # ---- life
 
@@ -104,7 +105,8 @@ class SpaceManager(AsyncResource):
         """
         self._ledgers = await asyncio.to_thread(self._join)
         try:
-            self._free = await asyncio.to_thread(self._free_bytes)
+            if self._limits.watermark:
+                self._free = await asyncio.to_thread(self._free_bytes)
             self.hotness = await asyncio.to_thread(Hotness, self._hot_blocks_max)
             home = min(self._places, key=lambda place: place.directory)
             self._lease = self._ledgers[self._places.index(home)]
@@ -144,20 +146,20 @@ class SpaceManager(AsyncResource):
     def _free_bytes(self) -> list[int]:
         return [self._system.free_bytes(place.directory) for place in self._places]
 
-    async def aclose(self) -> None:
-        """Stop collecting, persist the hotness and leave the ledgers. Idempotent.
-
-        What is still reserved counts no more: its files must be gone.
-        """
-        if not self._ledgers:
+    async def stop(self) -> None:
+        """Stop collecting and counting, and persist the hotness. The `user` is not called any more. Idempotent."""
+        if self._stopping or not self._ledgers:
             return
         self._stopping = True
         self._alarm.set()
         while self._tasks:
             await asyncio.wait(self._tasks)
-        if self._ledgers:
-            await self._recorder.persist(self._living)
-            await asyncio.to_thread(self._leave)
+        await self._recorder.persist(self._living)
+
+    async def aclose(self) -> None:
+        """Stop, and leave the ledgers. Idempotent. What is still reserved counts no more: its files must be gone."""
+        await self.stop()
+        await asyncio.to_thread(self._leave)
 
     def _leave(self) -> None:
         ledgers, self._ledgers = self._ledgers, []
@@ -296,8 +298,16 @@ class SpaceManager(AsyncResource):
             ledger.forget_dead()
 
     async def counted(self) -> None:
-        """Wait until usage is exact."""
+        """Wait until usage is exact.
+
+        Raises
+        ------
+        OSError
+            The files cannot be counted.
+        """
         while not all(ledger.exact for ledger in self._ledgers):
+            if self._count_error is not None:
+                raise self._count_error
             self._alarm.set()
             await asyncio.sleep(COUNT_POLL_S)
 
@@ -311,6 +321,7 @@ class SpaceManager(AsyncResource):
                 owners = await asyncio.to_thread(ledger.owners)
                 stored, unfinished = await self._user.count(place, owners)
         except OSError as error:
+            self._count_error = error
             _log.warning("%s: its files could not be counted: %s", self._places[place].root, error)
         finally:
             await asyncio.to_thread(ledger.end_count, stored, unfinished)
@@ -342,7 +353,7 @@ class SpaceManager(AsyncResource):
         if not self._collecting and self.shortage():
             self._collecting = True
             self._spawn(self._collect())
-        self._recorder.drain()
+        await self._recorder.look()
         if self._recorder.due:
             await self._recorder.persist(self._living)
 

@@ -28,6 +28,9 @@ PERSIST_S: Final = 10.0
 PERSIST_BLOCKS_A_SECOND: Final = 20_000
 """Hotness is written down every 10 seconds, less often if there is so much of it that this would be more a second."""
 
+GROW_SHARE: Final = 0.75
+"""Room is made for more blocks when so much of it is taken."""
+
 WALK_S_MIN: Final = 30.0
 """The disk is not walked again for blocks that nobody remembers before this."""
 
@@ -105,6 +108,7 @@ class Recorder:
     async def learn_from_files(self) -> None:
         """Take over what other stores of the namespace wrote down, those that have ended too."""
         for ids, numbers in await asyncio.to_thread(self._files.read_others):
+            await self.hotness.grow(len(self.hotness) + len(ids))
             for start in range(0, len(ids), NOTES_AT_ONCE):
                 part = slice(start, start + NOTES_AT_ONCE)
                 self.hotness.merge(ids[part], numbers[part])
@@ -137,11 +141,18 @@ class Recorder:
             steps = self._user.walk(place)
             while not stopping() and (step := await asyncio.to_thread(next, steps, None)) is not None:
                 ids, times = step
+                await self.hotness.grow(len(self.hotness) + len(ids))
                 new = self.hotness.unknown(ids)
                 self.hotness.touch(ids[new], WEIGHT_DUMP, times[new])
         return len(self.hotness) > before
 
     # ---- over a restart
+
+    async def look(self) -> None:
+        """Do what is to be done from time to time: count what was noted, and make room in good time."""
+        self.drain()
+        if len(self.hotness) > GROW_SHARE * self.hotness.room:
+            await self.hotness.grow(self.hotness.room + 1)
 
     @property
     def due(self) -> bool:
