@@ -47,6 +47,15 @@ def test_excess_begins_at_the_high_mark_and_ends_at_the_low_one() -> None:
     assert SpaceLimits().excess(1 << 50, 1 << 50, 1 << 20) == 0
 
 
+def test_the_watermark() -> None:
+    limits = SpaceLimits(watermark=1600)
+    assert limits.below_mark(1600) == 0
+    assert limits.below_mark(1599) == 101
+    assert limits.below_mark(1605, waiting=10) == 95
+    assert limits.below_mark(1700, waiting=150) == 50
+    assert SpaceLimits().below_mark(-5, waiting=10) == 0
+
+
 @given(charged=BYTES, here=BYTES, waiting=st.integers(0, 100))
 def test_without_the_excess_there_is_room(charged: int, here: int, waiting: int) -> None:
     """What must go is enough for who waits, and after it nothing must."""

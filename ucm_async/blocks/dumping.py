@@ -29,12 +29,15 @@ from .plans import plan_direct_writes, plan_slot_writes
 from .transfer import DIRECT_ALIGN, Transfer, status_of_errno
 from .writes import BlockWrite, BlockWrites
 
-__all__ = ["AGAIN", "BlockDumper", "Writing"]
+__all__ = ["AGAIN", "NO_ROOM", "BlockDumper", "Writing"]
 
 PlaceT = TypeVar("PlaceT")
 
 AGAIN: Final = -1
 """Not an errno: nothing is wrong with the disk, and rows that are still wanted are written anew."""
+
+NO_ROOM: Final = -2
+"""Not an errno either: a bound on space is reached, and nothing was written."""
 
 CLAIM_PATIENCE_S: Final = 0.05
 """Who waits for what another task writes looks this often whether its own still wants it."""
@@ -62,7 +65,7 @@ class Writing(Generic[PlaceT]):
         True if the kernel reads the caller's memory itself.
     failed
         By group: the errno that ended it, 0 as long as all is well, `AGAIN` if a task of its rows settled before the
-        bytes were taken, or if another writer's copy was deleted before it was synced.
+        bytes were taken, or if another writer's copy was deleted before it was synced; `NO_ROOM`.
     lost
         Bool (g,): of a group that failed, nothing that was written before can be relied on any more.
     """
@@ -118,11 +121,11 @@ class BlockDumper(ABC, Generic[PlaceT]):
         """Tell where claimed blocks go, and note what has to be known before anything is written."""
 
     def _changing(self) -> AbstractAsyncContextManager[None]:
-        """Return what is held open while anything changes on the disk."""
+        """Return what is held open while blocks get their names."""
         return nullcontext()
 
     async def _make_room(self, writing: Writing[PlaceT]) -> None:
-        """See to it that there is room for the blocks; those that get none fail with ENOSPC."""
+        """See to it that there is room for the blocks; those that get none fail with `NO_ROOM`. May take its time."""
         return
 
     def _put_ends(self, writing: Writing[PlaceT], fine: I64, table: rq.Requests) -> object:
@@ -178,8 +181,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
             return rows
         writing, theirs = self._claim(batch, rows)
         if writing is not None:
-            async with self._changing():
-                await self._write_and_settle(writing)
+            await self._write_and_settle(writing)
         for block_id in {batch.ids[row].tobytes() for row in theirs.tolist()}:
             change = self._writes.changed(block_id)
             while change is not None and not await patient(change, CLAIM_PATIENCE_S) and batch.live()[theirs].any():
@@ -252,7 +254,10 @@ class BlockDumper(ABC, Generic[PlaceT]):
 
     async def _write_and_settle(self, writing: Writing[PlaceT]) -> None:
         try:
-            await self._write(writing)
+            await self._make_room(writing)
+            if (writing.failed == 0).any():
+                async with self._changing():
+                    await self._write(writing)
         except BaseException:
             writing.lost |= writing.failed == 0
             writing.failed[writing.lost] = errno.EIO
@@ -261,7 +266,6 @@ class BlockDumper(ABC, Generic[PlaceT]):
             await self._settle(writing)
 
     async def _write(self, writing: Writing[PlaceT]) -> None:
-        await self._make_room(writing)
         writing.arena = arena = self.transfer.slots_for(writing.batch)
         writing.slots = await arena.lease(len(writing.ids))
         try:
@@ -339,14 +343,17 @@ class BlockDumper(ABC, Generic[PlaceT]):
         table = chains.table
         chains.keep += (vectors, self._put_ends(writing, fine, table))
         table[owner, self.lead + step] = writes
-        await completed(self.transfer.engine.submit(table.reshape(-1), chains.steps))
+        lengths = np.zeros((len(fine), width), dtype=np.int64)
+        lengths[owner, step] = wanted
+        done = self.transfer.engine.submit(table.reshape(-1), chains.steps)
+        try:
+            await completed(done)
+        finally:  # what was done is done, though nobody may want it any more
+            self._judge(writing, fine, table["result"], lengths)
         counts = self.transfer.counts
         counts["rows"] += len(writing.rows)
         counts["writes"] += len(writes)
         counts["bytes"] += int(wanted.sum())
-        lengths = np.zeros((len(fine), width), dtype=np.int64)
-        lengths[owner, step] = wanted
-        self._judge(writing, fine, table["result"], lengths)
 
     def _plan(self, writing: Writing[PlaceT]) -> tuple[rq.Requests, I64, I64, object]:
         keep = writing.failed[writing.group] == 0
@@ -405,7 +412,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
         """Return the shards that a failed group may have spoilt, a bit set."""
         if writing.lost[g]:
             return self._writes.full
-        return 0 if writing.failed[g] == AGAIN else writing.wanted[g]
+        return 0 if writing.failed[g] in (AGAIN, NO_ROOM) else writing.wanted[g]
 
     def _report(self, writing: Writing[PlaceT]) -> None:
         for number in np.unique(writing.failed).tolist():
@@ -435,6 +442,8 @@ class BlockDumper(ABC, Generic[PlaceT]):
 
 
 def _failure(number: int) -> tuple[Status, StoreError]:
+    if number == NO_ROOM:
+        return Status.NO_SPACE, NoSpaceError("no room: a bound that was set for the space of the store is reached")
     status = status_of_errno(number)
     if status == Status.NO_SPACE:
         return status, NoSpaceError.from_errno(number, "write")

@@ -83,6 +83,15 @@ class SpaceLimits:
         parts = ((self.capacity, charged), (self.quota, of_namespace))
         return max(self._excess(bound, have, waiting) for bound, have in parts)
 
+    def below_mark(self, free: int, waiting: int = 0) -> int:
+        """Return how many bytes must go so that `free` bytes of a file system become the watermark and a little more.
+
+        0 if they are the watermark, and `waiting` bytes more.
+        """
+        if not self.watermark or free >= self.watermark + waiting:
+            return 0
+        return self.watermark + max(waiting, self.watermark // 16) - free
+
     def _excess(self, bound: int, charged: int, waiting: int) -> int:
         if not bound or (charged <= bound * self.high and not waiting):
             return 0

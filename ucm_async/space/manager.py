@@ -255,11 +255,8 @@ class SpaceManager(AsyncResource):
             return Shortage(0, self._debt[:0])
         limits, waiting = self._limits, max(self._waiting, default=0)
         total = limits.excess(*self._sums(), waiting) if limits.bounded else 0
-        mark = limits.watermark
-        places = [
-            max(debt, mark + mark // 16 - free if free < mark + waiting else 0)
-            for debt, free in zip(self._debt, self._free, strict=True)
-        ]
+        below = limits.below_mark
+        places = [max(debt, below(free, waiting)) for debt, free in zip(self._debt, self._free, strict=True)]
         return Shortage(max(total, self._user.shortage()), places)
 
     # ---- changes, and counting when there are none

@@ -84,6 +84,26 @@ class Backend:
     lock_fd: int = -1
     system: System = field(default_factory=current_system)
 
+    @property
+    def owner(self) -> str:
+        """Name of this store among the writers."""
+        return self.writer.removeprefix(f"{WRITERS}/")
+
+    def reclaim(self, living: frozenset[str]) -> int:
+        """Remove the files of dead writers; returns the bytes of those that could not be removed. Blocks.
+
+        Parameters
+        ----------
+        living
+            Writers whose files are nobody's business here. One that is not named and that holds its lock is just
+            opening, or just dying.
+        """
+        writers = self.root / WRITERS
+        with _locked(self.system, writers):
+            _remove_dead_writers(self.system, writers)
+            names = self.system.subdirectories(writers)
+        return sum(self.system.tree_bytes(writers / name) for name in names if name not in living)
+
     def close(self) -> None:
         """Remove this writer's directory and close the descriptors. Idempotent."""
         if self.dirfd < 0:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import errno
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ...blocks.dumping import AGAIN, BlockDumper, Writing
+from ...blocks.dumping import AGAIN, NO_ROOM, BlockDumper, Writing
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
 from ...blocks.writes import BlockWrite, BlockWrites
 from ...engines import requests as rq
+from ...space import WEIGHT_DUMP
 from ...types import I64, U8, U64, Bools
-from .files import BlockFiles
 from .known import KnownBlocks
 from .layout import choose_backend
+from .space import BlockSpace
 
 __all__ = ["Dumper"]
+
+ROOM_PATIENCE_S: Final = 0.5
+"""So long a dump waits for the collector where a bound is reached."""
 
 
 @dataclass(slots=True)
@@ -52,16 +57,17 @@ class Dumper(BlockDumper[OwnFiles]):
         self,
         layout: BlockLayout,
         namespace: bytes,
-        files: BlockFiles,
         seeds: U64,
         known: KnownBlocks,
+        space: BlockSpace,
         transfer: Transfer,
         writes: BlockWrites,
     ) -> None:
         super().__init__(layout, namespace, transfer, writes)
-        self._files = files
+        self._files = space.files
         self._seeds = seeds
         self._known = known
+        self._space = space
 
     # ---- blocks that are there
 
@@ -72,13 +78,49 @@ class Dumper(BlockDumper[OwnFiles]):
         stored: Bools = size == self._layout.file_bytes
         damaged = (size >= 0) & ~stored
         if damaged.any():  # else it would keep its place for ever: a commit never replaces
-            await self._files.quarantine(ids[damaged], backend[damaged], self.transfer.pool)
+            async with self._space.manager.changing():
+                await self._files.quarantine(ids[damaged], backend[damaged], self.transfer.pool)
             self._known.removed(ids[damaged])
         self._known.add(ids[stored], removals)
+        self._space.manager.touch(ids[stored], WEIGHT_DUMP)
         return stored
 
     async def _sync_stored(self, ids: U8) -> I64:
         return await self._files.sync(ids, choose_backend(ids, self._seeds), self.transfer.pool)
+
+    # ---- room
+
+    def _changing(self) -> AbstractAsyncContextManager[None]:
+        return self._space.manager.changing()
+
+    async def _make_room(self, writing: Writing[OwnFiles]) -> None:
+        """Reserve what the files will take; for blocks that are begun, that was done with the first shard."""
+        new = np.array([not write.reserved for write in writing.writes], dtype=np.bool_)
+        if not new.any():
+            return
+        patience_s = min(ROOM_PATIENCE_S, writing.batch.patience_s())
+        groups = np.flatnonzero(new)
+        granted = await self._space.reserve(writing.place.backend[groups], patience_s)
+        for g in groups[granted].tolist():
+            writing.writes[g].reserved = True
+        writing.failed[groups[~granted]] = NO_ROOM
+        self.transfer.counts["refused"] += int((~granted).sum())
+
+    def _has_name(self, writing: Writing[OwnFiles], groups: I64) -> None:
+        """Account for files that have got their names."""
+        for g in groups.tolist():
+            writing.writes[g].reserved = False
+        self._space.commit(writing.place.backend[groups])
+
+    async def _remove_own(self, ids: U8, backend: I64, writes: list[BlockWrite]) -> None:
+        """Remove this writer's files, and give back their room."""
+
+        def gone(which: Bools) -> None:
+            for write, one in zip(writes, which.tolist(), strict=True):
+                write.reserved &= not one
+            self._space.release(backend[which])
+
+        await self._files.unlink_own(ids, backend, self.transfer.pool, gone)
 
     # ---- chains
 
@@ -108,7 +150,12 @@ class Dumper(BlockDumper[OwnFiles]):
         return opened, renamed
 
     def _note_ends(self, writing: Writing[OwnFiles], fine: I64, results: npt.NDArray[np.int64]) -> None:
-        writing.place.commits[fine] = results[:, -1]
+        commits = results[:, -1]
+        writing.place.commits[fine] = commits
+        self._has_name(writing, fine[(commits == 0) & writing.completes[fine]])
+        full = np.isin(writing.failed[fine], _FULL)
+        if full.any():
+            self._space.no_space(writing.place.backend[fine[full]])
         # After a failed fdatasync or close nobody knows what is on the medium, and asking again does not help.
         ends = results[:, :-1]
         writing.lost[fine] = ((ends < 0) & (ends != -errno.ECANCELED)).any(axis=1)
@@ -124,14 +171,16 @@ class Dumper(BlockDumper[OwnFiles]):
         pool, counts = self.transfer.pool, self.transfer.counts
         homeless = result == -errno.ENOENT
         if homeless.any():
-            result[homeless] = await self._files.commit_in_new_homes(ids[homeless], backend[homeless], pool)
+            await self._commit_in_new_homes(writing, whole, homeless, result)
         lost = result == -errno.EEXIST  # another writer committed the block meanwhile; its copy is as good
         if lost.any():
-            await self._files.unlink_own(ids[lost], backend[lost], pool)
+            losers = [writing.writes[g] for g in whole[lost].tolist()]
+            await self._remove_own(ids[lost], backend[lost], losers)
             counts["commits_lost"] += int(lost.sum())
         done = result == 0
         counts["commits"] += int(done.sum())
         self._known.add(ids[done | lost], writing.place.removals)
+        self._space.manager.touch(ids[done | lost], WEIGHT_DUMP)
         result[lost] = 0
         if writing.batch.durability == "synced":
             result[done] = await self._files.sync_directories(ids[done], backend[done], pool)
@@ -140,5 +189,21 @@ class Dumper(BlockDumper[OwnFiles]):
         writing.lost[whole] |= done | lost | (result == -errno.ENOENT)
         writing.failed[whole] = np.where(deleted, AGAIN, -result)
 
+    async def _commit_in_new_homes(self, writing: Writing[OwnFiles], whole: I64, homeless: Bools, result: I64) -> None:
+        groups = whole[homeless]
+
+        def then(results: I64) -> None:
+            result[homeless] = results
+            self._has_name(writing, groups[results == 0])
+
+        ids, backend = writing.ids[groups], writing.place.backend[groups]
+        await self._files.commit_in_new_homes(ids, backend, self.transfer.pool, then)
+
     async def _clear(self, ids: U8, writes: list[BlockWrite]) -> None:
-        await self._files.unlink_own(ids, choose_backend(ids, self._seeds), self.transfer.pool)
+        begun = np.array([write.reserved for write in writes], dtype=np.bool_)  # the others have no file
+        if begun.any():
+            ids = ids[begun]
+            await self._remove_own(ids, choose_backend(ids, self._seeds), [w for w in writes if w.reserved])
+
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)

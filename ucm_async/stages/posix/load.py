@@ -6,16 +6,18 @@ import errno
 import os
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakSet
 
 from ...blocks.layout import BlockLayout
 from ...blocks.loading import BlockLoader, Reading
 from ...blocks.transfer import Transfer, status_of_errno
 from ...engines import requests as rq
 from ...errors import BackendIOError, StoreError
+from ...space import WEIGHT_LOAD
 from ...types import I64, U8, U64, Status
-from .files import BlockFiles
 from .known import KnownBlocks
 from .layout import choose_backend
+from .space import BlockSpace
 
 __all__ = ["Loader"]
 
@@ -23,9 +25,9 @@ CACHED_OPENS_MAX: Final = 2
 """So few blocks are first opened in the hope that no disk is needed, which an engine can do on the loop itself."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class FilePlace:
-    """Where blocks lie.
+    """Where blocks lie that are being read; as long as there is one of these, its blocks are in transfer.
 
     Attributes
     ----------
@@ -49,18 +51,26 @@ class Loader(BlockLoader[FilePlace]):
         self,
         layout: BlockLayout,
         namespace: bytes,
-        files: BlockFiles,
         seeds: U64,
         known: KnownBlocks,
+        space: BlockSpace,
         transfer: Transfer,
     ) -> None:
         super().__init__(layout, namespace, transfer)
-        self._files = files
+        self._files = space.files
         self._seeds = seeds
         self._known = known
+        self._space = space
+        self._places: WeakSet[FilePlace] = WeakSet()
+
+    def in_transfer(self) -> list[U8]:
+        """Return the ids of blocks that are being read."""
+        return [place.ids for place in self._places]
 
     def _locate(self, ids: U8) -> FilePlace:
-        return FilePlace(ids, choose_backend(ids, self._seeds), self._known.removals)
+        place = FilePlace(ids, choose_backend(ids, self._seeds), self._known.removals)
+        self._places.add(place)
+        return place
 
     def _put_ends(self, place: FilePlace, table: rq.Requests) -> object:
         table["opcode"][:, -1] = rq.OP_CLOSE | rq.FLAG_LINK
@@ -79,10 +89,14 @@ class Loader(BlockLoader[FilePlace]):
         return status, None if status == Status.MISS else BackendIOError.from_errno(number, "open")
 
     def _came(self, reading: Reading[FilePlace], groups: I64) -> None:
-        self._known.add(reading.ids[groups], reading.place.removals)
+        ids = reading.ids[groups]
+        self._known.add(ids, reading.place.removals)
+        self._space.manager.touch(ids, WEIGHT_LOAD)
 
     async def _set_aside(self, reading: Reading[FilePlace], group: int) -> str:
         ids = reading.ids[group : group + 1]
         self._known.removed(ids)
-        result = await self._files.quarantine(ids, reading.place.backend[group : group + 1], self.transfer.pool)
+        async with self._space.manager.changing():
+            result = await self._files.quarantine(ids, reading.place.backend[group : group + 1], self.transfer.pool)
+        self._space.manager.forget(ids)
         return "" if result[0] in (0, -errno.ENOENT) else os.strerror(-int(result[0]))
