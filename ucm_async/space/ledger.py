@@ -181,7 +181,7 @@ class Ledger:
 
     # ---- coming and going; these block: call them in a thread
 
-    def join(self, fingerprint: bytes, owner: str, root: Path) -> None:
+    def join(self, fingerprint: bytes, owner: str, root: Path, *, fresh: bool = False) -> None:
         """Take a row for a store of a namespace. If it fails, the ledger is closed.
 
         Parameters
@@ -192,6 +192,8 @@ class Ledger:
             The store's name, up to 16 ASCII characters.
         root
             The namespace's directory: what is in it is charged if the namespace has no account yet.
+        fresh
+            True if it is known to be empty.
 
         Raises
         ------
@@ -203,17 +205,17 @@ class Ledger:
         try:
             with self._table():
                 self._attach()
-                self._take_row(fingerprint, owner, root)
+                self._take_row(fingerprint, owner, root, fresh)
         except BaseException:
             self._close()
             raise
 
-    def _take_row(self, fingerprint: bytes, owner: str, root: Path) -> None:
+    def _take_row(self, fingerprint: bytes, owner: str, root: Path, fresh: bool) -> None:
         self._fold_dead()
         self._meet_strangers(fingerprint)
         account = self._find_account(fingerprint)
         if account < 0:
-            account = self._add_account(fingerprint, root)
+            account = self._add_account(fingerprint, None if fresh else root)
         row = self._free_row()
         self._memory().lock(_ROW_LOCKS + row, wait=True)  # somebody may just be looking whether it is free
         words = self._words[row]
@@ -315,11 +317,12 @@ class Ledger:
             )
         return int(free[0])
 
-    def _add_account(self, fingerprint: bytes, root: Path) -> int:
+    def _add_account(self, fingerprint: bytes, root: Path | None) -> int:
         row = self._free_row()
         words = self._words[row]
         words[:] = 0
-        words[CHARGED] = words[USED] = self._system.tree_bytes(root)
+        words[CHARGED] = words[USED] = self._system.tree_bytes(root) if root is not None else 0
+        words[EXACT] = root is None
         _put_token(words, fingerprint)
         fence()
         words[ACCOUNT] = row + 1

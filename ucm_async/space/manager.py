@@ -30,8 +30,11 @@ LOOK_S: Final = 1.0
 """How often a store looks after the ledgers by itself: for stores that died, for free space."""
 
 COUNT_POLL_S: Final = 0.005
-COUNT_PATIENCE_S: Final = 5.0
-"""So long a store that wants to count waits for the others to pause; then it lets them go on, and tries again later."""
+COUNT_PATIENCE_S: Final = 0.2
+"""So long a store that wants to count waits for what is under way to end, while nothing new begins. In vain, it lets
+the others go on, waits for ten times as long, and is twice as patient the next time."""
+
+COUNT_PATIENCE_S_MAX: Final = 5.0
 
 ROOM_POLL_S: Final = 0.02
 """How often who waits for room looks whether another process has made some."""
@@ -88,6 +91,8 @@ class SpaceManager(AsyncResource):
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._collecting = False
+        self._count_patience_s = COUNT_PATIENCE_S
+        self._count_not_before = 0.0
         self._count_error: OSError | None = None
 
     # ---- life
@@ -126,7 +131,7 @@ class SpaceManager(AsyncResource):
         try:
             for place in self._places:
                 joined.append(self._make_ledger(place))
-                joined[-1].join(self._namespace, place.owner, place.root)
+                joined[-1].join(self._namespace, place.owner, place.root, fresh=place.fresh)
         except BaseException:
             for ledger in joined:
                 ledger.leave()
@@ -310,7 +315,7 @@ class SpaceManager(AsyncResource):
 
     async def _count(self, place: int) -> None:
         ledger = self._ledgers[place]
-        if not await asyncio.to_thread(ledger.begin_count):
+        if self._loop.time() < self._count_not_before or not await asyncio.to_thread(ledger.begin_count):
             return
         stored, unfinished = None, 0
         try:
@@ -324,11 +329,15 @@ class SpaceManager(AsyncResource):
             await asyncio.to_thread(ledger.end_count, stored, unfinished)
 
     async def _all_paused(self, ledger: Ledger) -> bool:
-        end = self._loop.time() + COUNT_PATIENCE_S
+        patience_s = self._count_patience_s
+        end = self._loop.time() + patience_s
         while not await asyncio.to_thread(ledger.all_paused):
             if self._stopping or self._loop.time() > end:
+                self._count_not_before = self._loop.time() + 10 * patience_s
+                self._count_patience_s = min(2 * patience_s, COUNT_PATIENCE_S_MAX)
                 return False
             await asyncio.sleep(COUNT_POLL_S)
+        self._count_patience_s = COUNT_PATIENCE_S
         return True
 
     # ---- looking after things

@@ -26,11 +26,14 @@ class SpacePlace:
         The namespace's own directory in it, ``NAME-FINGERPRINT``: hotness is kept there.
     owner
         A name, up to 16 ASCII characters without a dot, that no other open store has: that of the writer's directory.
+    fresh
+        True if `root` was made by this store just now, so there is nothing to be counted.
     """
 
     directory: Path
     root: Path
     owner: str
+    fresh: bool = False
 
 
 class SpaceUser(Protocol):

@@ -67,6 +67,8 @@ class Backend:
         Whether files here are opened with O_DIRECT; `direct_reason` says why not.
     error
         Why the backend is not in use; empty if it is.
+    fresh
+        Whether this store made the namespace's directory: there is nothing in it yet.
     leftovers
         Directories of dead writers that were removed when it was opened.
     system
@@ -80,6 +82,7 @@ class Backend:
     direct: bool = False
     direct_reason: str = ""
     error: str = ""
+    fresh: bool = False
     leftovers: int = 0
     lock_fd: int = -1
     system: System = field(default_factory=current_system)
@@ -134,6 +137,7 @@ def open_backend(path: str, config: StoreConfig) -> Backend:
         for directory in (path, root, root / WRITERS, root / QUARANTINE):
             with contextlib.suppress(FileExistsError):
                 backend.system.mkdir(directory)
+                backend.fresh |= directory == root
         _make_last(backend)
         _describe(backend, config)
         _claim_writer(backend)

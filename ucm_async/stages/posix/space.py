@@ -64,7 +64,7 @@ class BlockSpace:
         self.in_transfer: Callable[[], list[U8]] = list
         self.pool: Engine
         self.damaged = 0
-        places = [SpacePlace(one.root.parent, one.root, one.owner) for one in self._backends]
+        places = [SpacePlace(one.root.parent, one.root, one.owner, one.fresh) for one in self._backends]
         fingerprint = config.namespace_fingerprint()
         self.manager = SpaceManager(SpaceLimits.of(config), places, fingerprint, self, config.hot_blocks_max)
         self.files = BlockFiles(backends, self._removed)
