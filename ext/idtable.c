@@ -4,16 +4,10 @@
  * bucket forgets an entry that was not looked up since the hand last passed (CLOCK). The GIL is the lock: a call holds it for
  * at most IDS_AT_ONCE ids (tens of microseconds) at a time, and other threads get in between.
  */
-#include "native.h"
+#include "ids.h"
+#include "views.h"
 
-#include <stdbool.h>
-#include <string.h>
-
-enum { WAYS = 10, GROUP = 16, IDS_AT_ONCE = 2048, ID_BYTES = 16, LINE_BYTES = 64 };
-
-struct id {
-    uint64_t low, high;
-};
+enum { WAYS = 10, GROUP = 16, IDS_AT_ONCE = 2048, LINE_BYTES = 64 };
 
 struct entry {
     struct id id;
@@ -46,29 +40,12 @@ struct idtable_object {
 
 /* ---- one entry ---- */
 
-static inline struct id load_id(const char *at)
-{
-    struct id id;
-    memcpy(&id, at, sizeof(id));
-    return id;
-}
-
-static inline uint64_t fold(uint64_t a, uint64_t b)
-{
-    __extension__ typedef unsigned __int128 wide;
-    wide product = (wide)a * b;
-    return (uint64_t)product ^ (uint64_t)(product >> 64);
-}
-
-/* Two folded multiplications: ids may be counters, or share most of their bytes. */
 static inline struct place place_of(const struct idtable_object *self, struct id id)
 {
-    __extension__ typedef unsigned __int128 wide;
-    uint64_t hash = fold(id.low ^ 0x9E3779B97F4A7C15u, id.high ^ 0xC2B2AE3D27D4EB4Fu);
-    hash = fold(hash ^ id.low ^ (id.high << 32 | id.high >> 32), 0xD6E8FEB86659FD93u);
+    uint64_t hash = hash_id(id);
     uint8_t tag = (uint8_t)hash;
     return (struct place){
-        .bucket = &self->buckets[(uint64_t)(((wide)hash * self->bucket_count) >> 64)],
+        .bucket = &self->buckets[spread(hash, self->bucket_count)],
         .tag = tag ? tag : 1,
     };
 }
@@ -227,33 +204,6 @@ static void work_all(struct idtable_object *self, struct work *work)
 
 /* ---- arguments ---- */
 
-static int ids_view(PyObject *ids, Py_buffer *view, size_t *count)
-{
-    if (PyObject_GetBuffer(ids, view, PyBUF_SIMPLE) < 0) {
-        return -1;
-    }
-    if (view->len % ID_BYTES == 0) {
-        *count = (size_t)view->len / ID_BYTES;
-        return 0;
-    }
-    PyErr_Format(PyExc_ValueError, "ids: %zd bytes, must be a multiple of %d", view->len, ID_BYTES);
-    PyBuffer_Release(view);
-    return -1;
-}
-
-static int words_view(PyObject *words, Py_buffer *view, size_t count, bool writable, const char *name)
-{
-    if (PyObject_GetBuffer(words, view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0) {
-        return -1;
-    }
-    if ((size_t)view->len == count * sizeof(uint64_t) && (uintptr_t)view->buf % _Alignof(uint64_t) == 0) {
-        return 0;
-    }
-    PyErr_Format(PyExc_ValueError, "%s: %zd bytes, must be %zu aligned uint64", name, view->len, count);
-    PyBuffer_Release(view);
-    return -1;
-}
-
 /* The verbs with one argument. The number of hits, or -1. */
 static Py_ssize_t run_ids(PyObject *op, PyObject *ids, enum verb verb)
 {
@@ -292,7 +242,7 @@ static Py_ssize_t run_words(PyObject *op, PyObject *const *args, Py_ssize_t coun
     if (ids_view(args[0], &ids, &work.count) < 0) {
         return -1;
     }
-    if (words_view(args[1], &words, work.count, verb == GET, verb == GET ? "out" : "values") < 0) {
+    if (array_view(args[1], &words, work.count, sizeof(uint64_t), verb == GET, verb == GET ? "out" : "values", "uint64") < 0) {
         PyBuffer_Release(&ids);
         return -1;
     }

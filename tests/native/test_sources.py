@@ -31,6 +31,7 @@ def functions_of(path: Path) -> dict[str, str]:
 RELEASED_ELSEWHERE = {
     "requests_view": ["batch_free", "execute"],
     "take_views": ["release_all"],
+    "slottable_new": ["slottable_dealloc"],
 }
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "Gate",
     "IdTable",
     "Mapping",
+    "SlotTable",
     "ThreadPool",
     "UringContext",
     "block_paths",
@@ -65,6 +66,11 @@ class UringContext(_Missing):
 @final
 class Driver(_Missing):
     """Chains over a ring: not without the extension."""
+
+
+@final
+class SlotTable(_Missing):
+    """Slots that processes share without locks: there are no atomic operations to be had from here."""
 
 
 def fence() -> None:
