@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ucm_async.space.hotfile import pack_hotness, unpack_hotness
-from ucm_async.space.hotness import HALF_LIFE_S, WEIGHT_LOAD, WEIGHT_LOOKUP, Hotness
+from ucm_async.space.hotness import EPOCH_S, HALF_LIFE_S, WEIGHT_LOAD, WEIGHT_LOOKUP, Hotness
 from ucm_async.types import U8, Bools, block_ids
 
 
@@ -49,6 +49,15 @@ async def test_the_least_recent_goes_first() -> None:
     assert len(hotness) == 2
 
 
+async def test_accesses_in_one_batch(now: float = 1.7e9) -> None:
+    """Every one counts; and of what was asked for together, the end of the prefix goes first."""
+    hotness = Hotness(100, lambda: now)
+    hotness.touch(some(1, 2, 3, 4, 2), WEIGHT_LOAD)
+    assert await order(hotness) == [4, 3, 1, 2]
+    hotness.touch(some(4, 4, 4), WEIGHT_LOAD)
+    assert await order(hotness) == [3, 1, 2, 4]
+
+
 async def test_often_and_long_ago_against_once_and_now() -> None:
     """Two accesses are worth one a half-life later; with weights accordingly."""
     clock = Clock()
@@ -69,7 +78,7 @@ async def test_what_must_stay_is_passed_over_and_asked_for_again() -> None:
     clock = Clock()
     hotness = Hotness(20_000, clock)
     count = 20_000
-    hotness.touch(some(*range(count)), WEIGHT_LOAD, clock.now + np.arange(count))
+    hotness.merge(some(*range(count)), np.arange(count, dtype=np.float64))
     kept: set[int] = set(range(0, count, 2))
 
     def keep(ids: U8) -> Bools:
@@ -97,7 +106,7 @@ def test_numbers_are_those_of_the_formula(accesses: list[tuple[int, float, float
     hotness = Hotness(64)
     expected: dict[int, float] = {}
     for number, weight, at in accesses:
-        hotness.touch(some(number), weight, at)
+        hotness.touch(some(number), weight, EPOCH_S + at)
         expected[number] = expected.get(number, 0.0) + weight * 2 ** (at / HALF_LIFE_S)
     ids, numbers = hotness.snapshot()
     found = dict(zip(numbers_of(ids), (2**numbers).tolist(), strict=True))

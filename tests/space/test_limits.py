@@ -39,18 +39,22 @@ def test_over() -> None:
 def test_excess_begins_at_the_high_mark_and_ends_at_the_low_one() -> None:
     assert LIMITS.excess(950, 0) == 0
     assert LIMITS.excess(951, 0) == 51
+    assert LIMITS.excess(950, 0, collecting=True) == 50
+    assert LIMITS.excess(900, 0, collecting=True) == 0
     assert LIMITS.excess(500, 390) == 30
     assert LIMITS.excess(920, 0, waiting=8) == 20
     assert LIMITS.excess(880, 0, waiting=200) == 80
     assert LIMITS.excess(900, 300, waiting=401) == 0  # it never fits the quota: nothing goes for it
     assert LIMITS.with_marks(1.0, 1.0).excess(1000, 400) == 0
-    assert SpaceLimits().excess(1 << 50, 1 << 50, 1 << 20) == 0
+    assert SpaceLimits().excess(1 << 50, 1 << 50, waiting=1 << 20) == 0
 
 
 def test_the_watermark() -> None:
     limits = SpaceLimits(watermark=1600)
     assert limits.below_mark(1600) == 0
     assert limits.below_mark(1599) == 101
+    assert limits.below_mark(1600, collecting=True) == 100
+    assert limits.below_mark(1700, collecting=True) == 0
     assert limits.below_mark(1605, waiting=10) == 95
     assert limits.below_mark(1700, waiting=150) == 50
     assert SpaceLimits().below_mark(-5, waiting=10) == 0
@@ -60,7 +64,7 @@ def test_the_watermark() -> None:
 def test_without_the_excess_there_is_room(charged: int, here: int, waiting: int) -> None:
     """What must go is enough for who waits, and after it nothing must."""
     here = min(here, charged)
-    excess = LIMITS.excess(charged, here, waiting)
+    excess = LIMITS.excess(charged, here, waiting=waiting)
     if waiting and excess <= here:
         assert LIMITS.over(charged - excess + waiting, here - excess + waiting) <= 0
     assert LIMITS.excess(charged - excess, max(0, here - excess)) == 0

@@ -81,6 +81,8 @@ class Collector:
         Looked at before each step.
     hurry
         Whether somebody waits for the room: then there is no rest between steps.
+    catch_up
+        Awaited before each step: accesses that were only noted are counted.
     learn
         Awaited when a run begins, and with True when no cold block is left in `hotness`: adds what other stores know,
         or what is on the disk; returns whether there was anything new.
@@ -94,6 +96,7 @@ class Collector:
         user: Collectable,
         shortage: Callable[[], Shortage],
         hurry: Callable[[], bool],
+        catch_up: Callable[[], Awaitable[None]],
         learn: Callable[[bool], Awaitable[bool]],
         on_freed: Callable[[int], None],
     ) -> None:
@@ -101,6 +104,7 @@ class Collector:
         self._user = user
         self._shortage = shortage
         self._hurry = hurry
+        self._catch_up = catch_up
         self._learn = learn
         self._on_freed = on_freed
         self._counts: Counter[str] = Counter(runs=0, steps=0, blocks=0, bytes=0, purged_bytes=0)
@@ -135,6 +139,7 @@ class Collector:
         def keep(ids: U8) -> Bools:
             return np.asarray(user.busy(ids) | ~shortage.helps(user.places(ids)))
 
+        await self._catch_up()
         ids = await self._hotness.coldest(self._step_blocks(shortage), keep)
         if not len(ids):
             return False

@@ -11,6 +11,7 @@ Times are the system's clock, not a monotonic one: the numbers are kept over res
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -42,8 +43,19 @@ SAMPLE: Final = 8
 ROOM_MIN: Final = 1 << 16
 """Blocks that there is room for at first; then it grows, four times as much at a time."""
 
+POSITION_STEP: Final = 1e-8
+"""By so many half-lives a block of a batch is colder than the one before it: as if it was asked for 6 µs earlier."""
+
+EPOCH_S: Final = 1_735_689_600.0
+"""Times are counted from the beginning of 2025, so that a float64 still tells such steps apart."""
+
 GONE: Final = np.inf
 """The number of a slot that holds no block: never cold."""
+
+
+def access_number(at: float, weight: float) -> float:
+    """Return what one access at time `at` (seconds since the epoch) counts, as a logarithm."""
+    return (at - EPOCH_S) / HALF_LIFE_S + math.log2(weight)
 
 
 class Hotness:
@@ -89,29 +101,33 @@ class Hotness:
 
     # ---- accesses
 
-    def touch(self, ids: U8, weight: float, at: float | F64 | None = None) -> None:
-        """Count an access to each of `ids`, uint8 (n, 16), at time `at` (one, or (n,); default now).
+    def touch(self, ids: U8, weight: float, at: float | None = None) -> None:
+        """Count an access to each of `ids`, uint8 (n, 16), at time `at` (seconds since the epoch; default now).
 
-        Costs some 0.1 µs an id; ids that are not known yet are added. One that is named twice counts once. What stages
-        call is `SpaceManager.touch`, which only notes it.
+        Costs some 0.1 µs an id; ids that are not known yet are added. Of blocks that were asked for together the last
+        go first: often they are a prefix, which is worth nothing without its beginning. What stages call is
+        `SpaceManager.touch`, which only notes it.
         """
         when = self._clock() if at is None else at
-        self.merge(ids, np.broadcast_to(np.asarray(when / HALF_LIFE_S + np.log2(weight)), len(ids)), np.logaddexp2)
+        steps: F64 = POSITION_STEP * np.arange(len(ids), dtype=np.float64)
+        self.merge(ids, access_number(when, weight) - steps, np.logaddexp2)
 
-    def merge(self, ids: U8, numbers: F64, how: Callable[[F64, F64], F64] = np.maximum) -> None:
+    def merge(self, ids: U8, numbers: F64, how: np.ufunc = np.maximum) -> None:
         """Take over numbers, (n,), of blocks: what another process knows (the larger number counts), or accesses."""
-        if not len(ids):
-            return
         slots = self._slots(ids)
-        known = slots >= 0
-        if known.all():
-            self._number[slots] = how(self._number[slots], numbers)
-            return
-        self._number[slots[known]] = how(self._number[slots[known]], numbers[known])
-        new, first = np.unique(ids[~known].view(_ID).ravel(), return_index=True)
-        for start in range(0, len(new), self.room):
-            part = slice(start, start + self.room)
-            self._add(new[part].view(np.uint8).reshape(-1, BLOCK_ID_BYTES), numbers[~known][first[part]])
+        if (slots < 0).any():
+            unknown = np.flatnonzero(slots < 0)
+            _, first = np.unique(ids[unknown].view(_ID).ravel(), return_index=True)
+            new = unknown[np.sort(first)]
+            for start in range(0, len(new), self.room):
+                rows = new[start : start + self.room]
+                self._add(ids[rows], numbers[rows])
+            again = np.ones(len(ids), dtype=np.bool_)
+            again[new] = False
+            ids, numbers = ids[again], numbers[again]
+            slots = self._slots(ids)
+            numbers, slots = numbers[slots >= 0], slots[slots >= 0]  # there may be no room for all
+        how.at(self._number, slots, numbers)
 
     def _slots(self, ids: U8) -> I64:
         """Return the slot of each id, -1 where it is not known."""

@@ -374,6 +374,11 @@ class Ledger:
         """Bytes that this namespace occupies, reserved ones too."""
         return int(self._charged[self._words[:, ACCOUNT] == self._account + 1].sum())
 
+    @property
+    def reserved_own(self) -> int:
+        """Bytes that this store has reserved and not committed."""
+        return int(self._own[CHARGED] - self._own[USED])
+
     def used_here(self) -> int:
         """Bytes of this namespace's committed blocks."""
         return int(self._words[self._words[:, ACCOUNT] == self._account + 1, USED].sum())

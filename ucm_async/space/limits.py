@@ -67,35 +67,41 @@ class SpaceLimits:
         over = charged - self.capacity if self.capacity else -_MANY
         return max(over, of_namespace - self.quota) if self.quota else over
 
-    def excess(self, charged: int, of_namespace: int, waiting: int = 0) -> int:
-        """Return how many bytes must go until `low` is reached: 0 below `high`.
+    def excess(self, charged: int, of_namespace: int, *, collecting: bool = False, waiting: int = 0) -> int:
+        """Return how many bytes must go until `low` is reached; 0 up to `high`, unless collection has begun.
 
         Parameters
         ----------
         charged, of_namespace
             As for `over`.
+        collecting
+            Whether it has begun, and goes on to `low`.
         waiting
-            Bytes of the largest item that somebody waits to reserve; 0: nobody waits. If somebody does, collection goes
-            on below `high`, to `low`, and further if the item would not fit.
+            Bytes of the largest item that somebody waits to reserve; 0: nobody waits. If somebody does, collection
+            begins below `high`, and goes on below `low` if the item would not fit.
         """
         if any(bound and waiting > bound for bound in (self.capacity, self.quota)):
             waiting = 0  # it will never fit: nothing goes for it
-        parts = ((self.capacity, charged), (self.quota, of_namespace))
-        return max(self._excess(bound, have, waiting) for bound, have in parts)
+        return max(
+            _excess(bound, have, self.low if collecting or waiting else self.high, self.low, waiting)
+            for bound, have in ((self.capacity, charged), (self.quota, of_namespace))
+        )
 
-    def below_mark(self, free: int, waiting: int = 0) -> int:
+    def below_mark(self, free: int, *, collecting: bool = False, waiting: int = 0) -> int:
         """Return how many bytes must go so that `free` bytes of a file system become the watermark and a little more.
 
-        0 if they are the watermark, and `waiting` bytes more.
+        0 if they are the watermark, and `waiting` bytes more, unless collection has begun.
         """
-        if not self.watermark or free >= self.watermark + waiting:
+        if not self.watermark:
             return 0
-        return self.watermark + max(waiting, self.watermark // 16) - free
+        wanted = self.watermark + max(waiting, self.watermark // 16)
+        return 0 if free >= (wanted if collecting else self.watermark + waiting) else wanted - free
 
-    def _excess(self, bound: int, charged: int, waiting: int) -> int:
-        if not bound or (charged <= bound * self.high and not waiting):
-            return 0
-        return max(0, charged - int(bound * self.low), charged + waiting - bound)
+
+def _excess(bound: int, have: int, begin: float, end: float, waiting: int) -> int:
+    if not bound or (have <= bound * begin and have + waiting <= bound):
+        return 0
+    return max(0, have - int(bound * end), have + waiting - bound)
 
 
 _MANY: Final = 1 << 62

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from ..abc import AsyncResource
 from ..engines.system import current_system
@@ -41,6 +41,11 @@ ROOM_POLL_S: Final = 0.02
 
 FULL_SHARE: Final = 0.05
 """Of what the namespace has in a place, so much goes when the file system is full."""
+
+
+class _Now(TypedDict):
+    collecting: bool
+    waiting: int
 
 
 class SpaceManager(AsyncResource):
@@ -82,7 +87,9 @@ class SpaceManager(AsyncResource):
         self._system = current_system()
         self._loop = asyncio.get_running_loop()
         self._ledgers: list[Ledger] = []
-        self._free = [0] * len(places)  # of each file system, as estimated since it was last asked
+        self._free = [0] * len(places)  # of each file system, so that with the next two it is what is free now
+        self._taken = [0] * len(places)
+        self._given_back = [0] * len(places)
         self._debt = [0] * len(places)  # bytes to be freed after a disk was found full
         self._waiting: list[int] = []  # sizes of the items that somebody waits to reserve
         self._hopeless = False  # the last collection found nothing to remove
@@ -110,8 +117,7 @@ class SpaceManager(AsyncResource):
         """
         self._ledgers = await asyncio.to_thread(self._join)
         try:
-            if self._limits.watermark:
-                self._free = await asyncio.to_thread(self._free_bytes)
+            await self._look_at_disks()
             self.hotness = await asyncio.to_thread(Hotness, self._hot_blocks_max)
             home = min(self._places, key=lambda place: place.directory)
             self._lease = self._ledgers[self._places.index(home)]
@@ -122,7 +128,13 @@ class SpaceManager(AsyncResource):
             await asyncio.to_thread(self._leave)
             raise
         self._collector = Collector(
-            self.hotness, self._user, self.shortage, lambda: bool(self._waiting), self._learn, self._note_freed
+            self.hotness,
+            self._user,
+            self.shortage,
+            hurry=lambda: bool(self._waiting),
+            catch_up=self._recorder.catch_up,
+            learn=self._learn,
+            on_freed=self._note_freed,
         )
         self._spawn(self._look_after())
 
@@ -130,26 +142,41 @@ class SpaceManager(AsyncResource):
         joined: list[Ledger] = []
         try:
             for place in self._places:
-                joined.append(self._make_ledger(place))
-                joined[-1].join(self._namespace, place.owner, place.root, fresh=place.fresh)
+                joined.append(self._join_one(place))
         except BaseException:
             for ledger in joined:
                 ledger.leave()
             raise
         return joined
 
-    def _make_ledger(self, place: SpacePlace) -> Ledger:
+    def _join_one(self, place: SpacePlace) -> Ledger:
         try:
-            return Ledger(self._system, place.directory)
+            ledger = Ledger(self._system, place.directory)
+            ledger.join(self._namespace, place.owner, place.root, fresh=place.fresh)
         except OSError as error:
             what = f"{str(place.directory)!r}: no memory can be shared between processes here: {error.strerror}"
             if self._limits.bounded:
                 raise ConfigError(f"storage_backends: {what}; without bounds on space it would do") from error
             _log.warning("%s; its space is accounted for by this store alone", what)
-            return Ledger(self._system, place.directory, private=True)
+            ledger = Ledger(self._system, place.directory, private=True)
+            ledger.join(self._namespace, place.owner, place.root, fresh=place.fresh)
+        return ledger
 
-    def _free_bytes(self) -> list[int]:
-        return [self._system.free_bytes(place.directory) for place in self._places]
+    async def _look_at_disks(self) -> None:
+        """Ask how much is free.
+
+        What is reserved is not on the disk yet, for all we know; what is removed while the question is asked is in the
+        answer already.
+        """
+        if not self._limits.watermark:
+            return
+        before = [taken - ledger.reserved_own for taken, ledger in zip(self._taken, self._ledgers, strict=True)]
+        found = await asyncio.to_thread(lambda: [self._system.free_bytes(place.directory) for place in self._places])
+        self._free = [sum(parts) for parts in zip(found, before, map(int.__neg__, self._given_back), strict=True)]
+
+    def _free_now(self, place: int) -> int:
+        """Return the bytes that are free, at most, before the system is asked again."""
+        return self._free[place] - self._taken[place] + self._given_back[place]
 
     async def stop(self) -> None:
         """Stop collecting and counting, and persist the hotness. The `user` is not called any more. Idempotent."""
@@ -195,13 +222,13 @@ class SpaceManager(AsyncResource):
                 self._alarm.set()
         else:
             self._ledgers[place].charge(nbytes * count)
-        self._free[place] -= nbytes * granted
+        self._taken[place] += nbytes * granted
         return granted
 
     def _granted(self, place: int, nbytes: int, count: int) -> int:
         limits, ledger = self._limits, self._ledgers[place]
         if limits.watermark:
-            count = max(0, min(count, (self._free[place] - limits.watermark) // nbytes))
+            count = max(0, min(count, (self._free_now(place) - limits.watermark) // nbytes))
         while count:
             ledger.charge(nbytes * count)
             over = limits.over(*self._sums())
@@ -236,7 +263,7 @@ class SpaceManager(AsyncResource):
     def release(self, place: int, nbytes: int) -> None:
         """Give back what was reserved, once nothing of it is on the disk."""
         self._ledgers[place].release(nbytes)
-        self._free[place] += nbytes
+        self._given_back[place] += nbytes
 
     def commit(self, place: int, nbytes: int) -> None:
         """Count reserved bytes as used: what was written has its name."""
@@ -245,7 +272,7 @@ class SpaceManager(AsyncResource):
     def removed(self, place: int, nbytes: int) -> None:
         """Count used bytes as free, once they are."""
         self._ledgers[place].removed(nbytes)
-        self._free[place] += nbytes
+        self._given_back[place] += nbytes
         self._debt[place] = max(0, self._debt[place] - nbytes)
 
     def no_space(self, place: int) -> None:
@@ -258,10 +285,10 @@ class SpaceManager(AsyncResource):
         """Return how many bytes should go now."""
         if self._stopping:
             return Shortage(0, self._debt[:0])
-        limits, waiting = self._limits, max(self._waiting, default=0)
-        total = limits.excess(*self._sums(), waiting) if limits.bounded else 0
-        below = limits.below_mark
-        places = [max(debt, below(free, waiting)) for debt, free in zip(self._debt, self._free, strict=True)]
+        limits = self._limits
+        now: _Now = {"collecting": self._collecting, "waiting": max(self._waiting, default=0)}
+        total = limits.excess(*self._sums(), **now) if limits.bounded else 0
+        places = [max(debt, limits.below_mark(self._free_now(p), **now)) for p, debt in enumerate(self._debt)]
         return Shortage(max(total, self._user.shortage()), places)
 
     # ---- changes, and counting when there are none
@@ -351,8 +378,7 @@ class SpaceManager(AsyncResource):
 
     async def _look(self) -> None:
         await asyncio.to_thread(self._forget_dead)
-        if self._limits.watermark:
-            self._free = await asyncio.to_thread(self._free_bytes)
+        await self._look_at_disks()
         for place, ledger in enumerate(self._ledgers):
             if not ledger.exact and not self._stopping:
                 await self._count(place)

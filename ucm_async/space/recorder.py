@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..types import BLOCK_ID_BYTES, U8
 from .hotfile import HotFiles
-from .hotness import WEIGHT_DUMP, Hotness
+from .hotness import EPOCH_S, F64, HALF_LIFE_S, POSITION_STEP, Hotness, access_number
 from .user import SpaceUser
 
 __all__ = ["Recorder"]
@@ -56,7 +57,7 @@ class Recorder:
         self._user = user
         self._places = places
         self._loop = asyncio.get_running_loop()
-        self._notes: list[tuple[bytes, float]] = []
+        self._notes: list[tuple[bytes, float]] = []  # ids, and the number of an access to the first of them
         self._noted = 0
         self._draining = False
         self._persisted_at = self._loop.time()
@@ -71,8 +72,9 @@ class Recorder:
         if len(ids) > room:
             self.dropped += len(ids) - room
             ids = ids[:room]
+        first = access_number(time.time(), weight)
         for start in range(0, len(ids), NOTES_AT_ONCE):
-            self._notes.append((ids[start : start + NOTES_AT_ONCE].tobytes(), weight))
+            self._notes.append((ids[start : start + NOTES_AT_ONCE].tobytes(), first - start * POSITION_STEP))
         self._noted += len(ids)
         if self._noted >= NOTES_AT_ONCE:
             self.drain()
@@ -90,18 +92,21 @@ class Recorder:
             self._loop.call_soon(self._drain_some)
 
     def _count_some(self) -> None:
-        taken: dict[float, list[bytes]] = {}
-        count = last = 0
-        for some, weight in self._notes:
-            taken.setdefault(weight, []).append(some)
-            count += len(some) // BLOCK_ID_BYTES
-            last += 1
-            if count >= NOTES_AT_ONCE:
-                break
-        del self._notes[:last]
+        count, notes = 0, 0
+        while notes < len(self._notes) and count < NOTES_AT_ONCE:
+            count += len(self._notes[notes][0]) // BLOCK_ID_BYTES
+            notes += 1
+        taken, self._notes[:notes] = self._notes[:notes], []
         self._noted -= count
-        for weight, parts in taken.items():
-            self.hotness.touch(np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, BLOCK_ID_BYTES), weight)
+        ids = np.frombuffer(b"".join([some for some, _ in taken]), dtype=np.uint8).reshape(-1, BLOCK_ID_BYTES)
+        lengths = [len(some) // BLOCK_ID_BYTES for some, _ in taken]
+        self.hotness.merge(ids, np.repeat([first for _, first in taken], lengths) - _positions(lengths), np.logaddexp2)
+
+    async def catch_up(self) -> None:
+        """Count everything that was noted."""
+        while self._notes:
+            self._count_some()
+            await asyncio.sleep(0)
 
     # ---- what others know
 
@@ -143,7 +148,7 @@ class Recorder:
                 ids, times = step
                 await self.hotness.grow(len(self.hotness) + len(ids))
                 new = self.hotness.unknown(ids)
-                self.hotness.touch(ids[new], WEIGHT_DUMP, times[new])
+                self.hotness.merge(ids[new], (times[new] - EPOCH_S) / HALF_LIFE_S)
         return len(self.hotness) > before
 
     # ---- over a restart
@@ -168,11 +173,15 @@ class Recorder:
         living
             Names of the open stores, asked in a thread: files of others go when what they say is in this one.
         """
-        while self._notes:
-            self._count_some()
-            await asyncio.sleep(0)
+        await self.catch_up()
         self._persisted_at = self._loop.time()
         try:
             await asyncio.to_thread(lambda: self._files.write(*self.hotness.snapshot(), living()))
         except OSError as error:
             _log.warning("hotness could not be persisted: %s", error)
+
+
+def _positions(lengths: list[int]) -> F64:
+    """0, 1, 2 … for each of some batches, in the unit of hotness."""
+    ends = np.cumsum(lengths)
+    return POSITION_STEP * (np.arange(ends[-1]) - np.repeat(ends - lengths, lengths))
