@@ -96,8 +96,8 @@ class StoreConfig:
     hot_blocks_max : int
         Blocks whose accesses are remembered, so that the coldest go first. Default 1048576; some 64 bytes each, in use.
     recover : str
-        What becomes of files that are no block, found when they are counted after a crash: "quiet" (default) sets them
-        aside, "strict" refuses to open the store.
+        What becomes of files that are no block, found when they are counted after a crash: "quiet" (default) leaves
+        them to the collector, "strict" refuses to open the store.
     compress_codec : str
         Codec of the Compress stage. Default "auto": the best lossless one for `dtype`.
     partial_blocks_max : int

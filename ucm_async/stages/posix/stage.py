@@ -122,7 +122,7 @@ class PosixStage(Stage):
                 await manager.stop()
                 raise ConfigError(
                     f"storage_backends: {self._space.damaged} files are no blocks (see the log), and recover is "
-                    "'strict'; ucm-async fsck --repair sets them aside"
+                    "'strict'; remove them, or open it with recover='quiet'"
                 )
 
     def _make_lanes(self, load: Transfer, dump: Transfer, known: KnownBlocks) -> None:
