@@ -186,7 +186,7 @@ def test_anybody_at_random_moments(start: Starter, in_memory: Path, capsys: pyte
         child.expect("ready")
     with inspect(keys["unique_id"]) as table, Freezes() as freezes:
         for _ in range(ROUNDS):
-            time.sleep(float(generator.uniform(0.01, 0.05)))
+            time.sleep(float(generator.uniform(0.1, 0.4)))  # a call that meets two of them waits twice
             host.stop(host.workers[int(generator.integers(WORKERS))], float(generator.uniform(0.1, STOPPED_S)))
         stall, name = host.come_to_rest(freezes)
         assert len(table.pids()) == WORKERS, "who is stopped is not dead"
