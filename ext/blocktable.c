@@ -274,20 +274,28 @@ static PyObject *blocktable_processes(PyObject *op, PyObject *Py_UNUSED(none))
     return list;
 }
 
-static PyObject *blocktable_reap(PyObject *op, PyObject *argument)
+static PyObject *blocktable_reap(PyObject *op, PyObject *args, PyObject *keywords)
 {
+    static char *names[] = {"", "pid", "start_time", "rest_s", NULL};
     struct blocktable_object *self = (struct blocktable_object *)op;
-    long number = PyLong_AsLong(argument);
-    if ((number == -1 && PyErr_Occurred()) || !blocktable_enter(self, false)) {
+    int number, pid = 0;
+    unsigned long long start_time = 0;
+    long rest_s = 0;
+    if (!blocktable_enter(self, false) ||
+        !PyArg_ParseTupleAndKeywords(args, keywords, "i|iKl:reap", names, &number, &pid, &start_time, &rest_s)) {
         return NULL;
     }
-    if (number < 0 || number >= PROCESSES_MAX || number == self->table.number) {
-        return PyErr_Format(PyExc_ValueError, "number: %ld, must be that of another process, 0 ... %d", number, PROCESSES_MAX - 1);
+    if (rest_s < 0 || rest_s > REST_S_MAX) {
+        return PyErr_Format(PyExc_ValueError, "rest_s: %ld, must be 0 ... %d", rest_s, REST_S_MAX);
     }
+    if (number < 0 || number >= PROCESSES_MAX || number == self->table.number) {
+        return PyErr_Format(PyExc_ValueError, "number: %d, must be that of another process, 0 ... %d", number, PROCESSES_MAX - 1);
+    }
+    const struct process expected = {.pid = pid, .start_time = start_time};
     uint64_t changed;
     bool finished;
     Py_BEGIN_ALLOW_THREADS
-    changed = table_reap(&self->table, (int)number, PATIENCE_SHORT_NS, &finished);
+    changed = table_reap(&self->table, number, pid ? &expected : NULL, (uint32_t)rest_s, PATIENCE_SHORT_NS, &finished);
     Py_END_ALLOW_THREADS
     return finished ? PyLong_FromUnsignedLongLong(changed) : PyLong_FromLong(-1);
 }
@@ -348,8 +356,9 @@ static PyMethodDef blocktable_methods[] = {
      PyDoc_STR("leave($self)\n--\n\nGive back everything that this process holds; returns how many others are in.")},
     {"processes", blocktable_processes, METH_NOARGS,
      PyDoc_STR("processes($self)\n--\n\n(number, pid, start_time) of each process.")},
-    {"reap", blocktable_reap, METH_O,
-     PyDoc_STR("reap($self, number, /)\n--\n\nTake back what a dead process holds; returns how many slots changed, -1: call again.")},
+    {"reap", METHOD(blocktable_reap), METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("reap($self, number, /, pid=0, start_time=0, rest_s=0)\n--\n\n"
+               "Take back what a dead process holds; returns how many slots changed, -1: call again.")},
     {"repair", blocktable_repair, METH_NOARGS, PyDoc_STR("repair($self)\n--\n\nRebuild index and lists from the slots.")},
     {"probe", METHOD(blocktable_probe), METH_FASTCALL,
      PyDoc_STR("probe($self, ids, out, /)\n--\n\nout[i] = 1 where ids[i] is READY; returns how many are.")},

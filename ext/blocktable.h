@@ -27,11 +27,12 @@ enum { CLAIM_NONE = 0, CLAIM_HIT = 1, CLAIM_MINE = 2, CLAIM_THEIRS = 3, CLAIM_BU
 /* How a slot is that somebody watches. */
 enum { WATCH_GONE = 0, WATCH_FILLING = 1, WATCH_READY = 2, WATCH_DIRTY = 3, WATCH_FAILED = 0x80, REASON_MAX = 0x7F };
 
+enum { REST_S_MAX = 3600 };
 enum { PROCESSES_MAX = 48, TABLE_USER_OFFSET = 1024, TABLE_USER_BYTES = 3072 };
 
 #define TABLE_SLOTS_MAX ((uint64_t)1 << 28)
 #define TABLE_MAGIC 0x454C424154434D55u /* "UCMTABLE" in memory */
-#define TABLE_VERSION 1u
+#define TABLE_VERSION 2u
 
 /* Ids that are worked on together: their cache misses overlap, and the mutex is held for as many at most. */
 enum { GROUP = 64 };
@@ -86,7 +87,9 @@ struct slot {
     uint8_t dirty;           /* not stored below: set by the filler before READY, cleared by a holder */
     uint8_t debtor;          /* number + 1 of the process that owes the store below */
     uint8_t reason;          /* of FAILED; written before it */
-    uint8_t unused[27];
+    uint8_t unused_1[3];
+    uint32_t rests_until_s;  /* not to be filled before, on the clock of clock_s(); under the mutex */
+    uint8_t unused_2[20];
 };
 _Static_assert(sizeof(struct slot) == 64, "a slot is a cache line");
 
@@ -237,6 +240,9 @@ void table_unlock(struct table *table);
 /* Rebuild index and lists from the slots. Under the mutex. */
 void table_rebuild(struct table *table);
 
+/* CLOCK_MONOTONIC in seconds: the same for all processes of a host, and shared memory does not outlive a boot. */
+uint32_t clock_s(void);
+
 /* Something happened that somebody may wait for. */
 void table_announce(struct table *table);
 
@@ -246,8 +252,11 @@ void table_announce(struct table *table);
 int table_join(struct table *table, int32_t pid, uint64_t start_time);
 /* How many others are in, -1: locked, and still in. */
 int table_leave(struct table *table);
-/* Slots that changed; *finished says whether that were all. */
-uint64_t table_reap(struct table *table, int number, uint64_t patience_ns, bool *finished);
+/* Slots that changed; *finished says whether that were all. With `expected` only if the number is (still) that process'.
+ * What it was filling is given to nobody for `rest_s` seconds.
+ */
+uint64_t table_reap(struct table *table, int number, const struct process *expected, uint32_t rest_s, uint64_t patience_ns,
+                    bool *finished);
 unsigned table_others(const struct table *table);
 
 /* ---- blockindex.c ---- */

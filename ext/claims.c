@@ -4,6 +4,7 @@
 enum {
     STEPS_MAX = 2048, /* looks for victims while the mutex is held: about 100 us where each is a miss of the cache */
     ORPHAN_LOOKS = 4,
+    REST_LOOKS = 8,
     /* One slot in as many, and no more than that, stay FAILED while others can be used: somebody may still ask for the reason. */
     FAILED_SHARE = 8,
     FAILED_KEPT = 64,
@@ -76,11 +77,31 @@ static uint32_t first_of(struct table *table, enum list_name list)
     return at;
 }
 
+/* What a dead process was filling may still be written to: its reads end after it (see table_reap). A time that nobody can have set is none. */
+static bool still_rests(const struct slot *slot)
+{
+    uint32_t left_s = slot->rests_until_s - clock_s();
+    return slot->rests_until_s && left_s && left_s <= REST_S_MAX;
+}
+
+/* A free slot that need not rest any more, or NIL. */
+static uint32_t free_slot(struct table *table)
+{
+    for (int looks = 0; looks < REST_LOOKS; looks++) {
+        uint32_t at = first_of(table, LIST_FREE);
+        if (at == NIL || !still_rests(&table->slots[at])) {
+            return at;
+        }
+        list_push_tail(table, LIST_FREE, at);
+    }
+    return NIL;
+}
+
 /* A slot in no list and no index that nobody holds, or NIL. */
 static uint32_t take_slot(struct table *table, unsigned *steps)
 {
     uint32_t failed = table->segment->lists[LIST_FAILED].count;
-    uint32_t at = first_of(table, LIST_FREE);
+    uint32_t at = free_slot(table);
     if (at == NIL && (failed > FAILED_KEPT || failed > table->slot_count / FAILED_SHARE)) {
         at = first_of(table, LIST_FAILED);
     }
@@ -114,6 +135,7 @@ static bool assign(struct table *table, uint32_t at, struct id id, const struct 
         return false;
     }
     write_id(slot, id);
+    slot->rests_until_s = 0;
     store_byte(&slot->visits, 0);
     store_byte(&slot->dirty, 0);
     store_byte(&slot->debtor, 0);

@@ -64,7 +64,7 @@ static bool owes(const struct slot *slot, uint64_t word, int number)
 }
 
 /* Nobody will store what it owes to the stage below, so such a block must not look as if it were stored: it goes. */
-static bool reap_slot(struct table *table, uint32_t at, int number)
+static bool reap_slot(struct table *table, uint32_t at, int number, uint32_t rest_s)
 {
     struct slot *slot = &table->slots[at];
     uint64_t word = load_word(slot);
@@ -77,6 +77,7 @@ static bool reap_slot(struct table *table, uint32_t at, int number)
         wanted = owes(slot, word, number) ? with_state(wanted, ORPHAN) : wanted;
     } while (!swap_word(slot, &word, wanted));
     if (state_of(wanted) == ORPHAN || (state_of(wanted) == FILLING && !holders_of(wanted))) {
+        slot->rests_until_s = rest_s ? clock_s() + rest_s : 0;
         slot_retire(table, at);
     }
     return true;
@@ -105,7 +106,8 @@ static bool begin_reaping(struct table *table, struct process *process, const st
     return true;
 }
 
-static uint64_t reap(struct table *table, int number, const struct process *expected, uint64_t patience_ns, bool *finished)
+static uint64_t reap(struct table *table, int number, const struct process *expected, uint32_t rest_s, uint64_t patience_ns,
+                     bool *finished)
 {
     struct process *process = &table->processes[number];
     struct process begun;
@@ -120,7 +122,7 @@ static uint64_t reap(struct table *table, int number, const struct process *expe
         uint64_t end = table->slot_count - from < SLOTS_AT_ONCE ? table->slot_count : from + SLOTS_AT_ONCE;
         going = is_being_reaped(process, &begun);
         for (uint64_t at = from; going && at < end; at++) {
-            changed += reap_slot(table, (uint32_t)at, number);
+            changed += reap_slot(table, (uint32_t)at, number, rest_s);
         }
         if (going && end == table->slot_count) {
             __atomic_fetch_and(&table->segment->watchers, ~((uint64_t)1 << number), __ATOMIC_RELAXED);
@@ -132,9 +134,10 @@ static uint64_t reap(struct table *table, int number, const struct process *expe
     return changed;
 }
 
-uint64_t table_reap(struct table *table, int number, uint64_t patience_ns, bool *finished)
+uint64_t table_reap(struct table *table, int number, const struct process *expected, uint32_t rest_s, uint64_t patience_ns,
+                    bool *finished)
 {
-    return reap(table, number, NULL, patience_ns, finished);
+    return reap(table, number, expected, rest_s, patience_ns, finished);
 }
 
 /* If others took us for dead, our number may be somebody else's by now; then there is nothing left to give back. */
@@ -148,7 +151,7 @@ int table_leave(struct table *table)
         return (int)table_others(table);
     }
     bool finished;
-    reap(table, number, &table->joined, PATIENCE_LONG_NS, &finished);
+    reap(table, number, &table->joined, 0, PATIENCE_LONG_NS, &finished);
     pthread_mutex_lock(&table->lock);
     if (finished) {
         memset(table->counts, 0, table->slot_count * sizeof(table->counts[0]));

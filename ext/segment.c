@@ -92,6 +92,13 @@ static int kind_expected(void)
     return kind;
 }
 
+uint32_t clock_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint32_t)now.tv_sec;
+}
+
 static uint64_t now_ns(void)
 {
     struct timespec now;

@@ -271,8 +271,10 @@ class BlockTable:
         """Give back everything this process holds (what it fills becomes EMPTY, what it owes to the stage below is dropped); returns how many others are in. TimeoutError as join; then it is still in. Idempotent."""
     def processes(self) -> list[tuple[int, int, int]]:
         """(number, pid, start_time) of each, also of those whose reaping is not finished."""
-    def reap(self, number: int, /) -> int:
-        """Take back what a dead process holds, and its number; returns how many slots changed. -1: not finished since the table was locked, call again. That it is dead, with all of its threads (one may still be in a read that ends in a slot), is for the caller to know."""
+    def reap(self, number: int, /, pid: int = 0, start_time: int = 0, rest_s: int = 0) -> int:
+        """Take back what a dead process holds, and its number; returns how many slots changed. -1: not finished since the table was locked, call again. That it is dead, with all of its threads (one may still be in a read that ends in a slot), is for the caller to know.
+
+        With `pid` and `start_time`, as processes() told them, only if the number is still that process': another one may have reaped it meanwhile, and a third, alive, have the number. What it was filling is given to nobody for `rest_s` seconds (0 ... 3600), since a read that the kernel still has may end there."""
     def repair(self) -> None:
         """Rebuild index and lists from the slots, and clear what belongs to no process: for a table whose processes all crashed. TimeoutError as join."""
     def probe(self, ids: Buffer, out: Buffer, /) -> int:

@@ -188,7 +188,7 @@ class Lent(Protocol):
         Raises
         ------
         BufferError
-            Somebody still has an export of a view, a numpy array for instance. The blocks are taken back all the same.
+            Somebody still has an export of a view. The blocks are taken back all the same.
         """
 
 

@@ -414,12 +414,13 @@ class Store(AsyncResource):
         Raises
         ------
         BufferError
-            At the end of the block, if something made from a view still uses it (``numpy.frombuffer`` does).
+            At the end of the block, if somebody still holds an export of a view.
 
         Notes
         -----
         A pipeline with a Cache lends its own slots, without a copy; others load into memory of their own. Views must
-        not be used after the block: they are released, and using them raises ValueError.
+        not be used after the block: they are released, and using them raises ValueError. Nothing can stop an array that
+        numpy made of one, which must not be used any more either: its bytes may be another block's by then.
         """
         return _Lease(self, ids, timeout)
 

@@ -107,7 +107,7 @@ def test_a_mismatch_names_both(table: Table, memory: mmap.mmap) -> None:
     with pytest.raises(ValueError, match=r"policy: 'lru', .* has 's3fifo'"):
         native.BlockTable(memory, SLOTS, "lru")
     memory[8:12] = b"\x07\0\0\0"
-    with pytest.raises(ValueError, match=r"version 7 .* must be 1"):
+    with pytest.raises(ValueError, match=rf"version 7 .* must be {native.TABLE_VERSION}"):
         native.BlockTable(memory, SLOTS)
     memory[0:8] = b"anything"
     with pytest.raises(ValueError, match="no table of blocks"):
@@ -119,7 +119,7 @@ def test_describe(table: Table, memory: mmap.mmap) -> None:
     assert native.BlockTable.describe(memory) == {
         "magic": True,
         "ready": True,
-        "version": 1,
+        "version": native.TABLE_VERSION,
         "slots": SLOTS,
         "policy": "s3fifo",
     }
@@ -252,6 +252,22 @@ def test_who_was_taken_for_dead_takes_nothing_from_who_has_its_number(table: Tab
     assert other.raw.leave() == 2
     assert [start for _, _, start in table.raw.processes()] == [1, 3]
     assert table.counts()["held"] == 1
+
+
+def test_who_is_taken_for_one_that_had_its_number_keeps_what_it_has(table: Table, other: Table) -> None:
+    """A look at who is dead takes time; another one may have reaped it, and a newcomer got the number."""
+    dead = (other.number, os.getpid(), 2)
+    assert dead in table.raw.processes()
+    table.raw.reap(*dead)
+    heir = Table(table.memory, SLOTS, process=3)
+    assert heir.number == other.number
+    heir.fill([name(1)])
+    heir.lease([name(1)])
+    assert table.raw.reap(*dead) == 0
+    assert table.raw.reap(other.number, 1, 3) == 0
+    assert table.counts()["held"] == 1
+    assert [start for _, _, start in table.raw.processes()] == [1, 3]
+    assert table.raw.reap(heir.number, os.getpid(), 3) == 1
 
 
 def test_only_others_are_reaped(table: Table) -> None:

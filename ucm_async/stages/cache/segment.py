@@ -61,6 +61,10 @@ CLOSE_PATIENCE_S: Final = 5.0
 
 REMOVE_PATIENCE_S: Final = 1.0
 
+REST_S: Final = 10
+"""How long a slot that a dead process was filling is given to nobody: the kernel ends its reads after the process, and
+io_uring's may arrive when it is gone. A disk that holds a read for longer than that is one that hangs."""
+
 _log = logging.getLogger("ucm_async.cache")
 
 _ENTERING, _LIVING = 0, 1
@@ -380,7 +384,9 @@ def remove_segment(name: str, *, force: bool = False) -> bool:
 
 def reap_dead(table: BlockTable) -> int:
     """Take back what processes hold that have ended; returns how many slots changed."""
-    return sum(max(table.reap(number), 0) for number in dead_among(table.processes()))
+    seen = {number: (pid, started) for number, pid, started in table.processes()}
+    dead = dead_among((number, *identity) for number, identity in seen.items())
+    return sum(max(table.reap(number, *seen[number], rest_s=REST_S), 0) for number in dead)
 
 
 def _check_room(geometry: Geometry) -> None:
