@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -94,14 +95,9 @@ def test_the_living_and_the_dead() -> None:
     pid, started = own_identity()
     assert started > 0
     assert dead_among([(0, pid, started), (1, pid, started + 1), (2, 2**22 + 1, 5)]) == [1, 2]
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    try:
-        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # a zombie from here on
-        assert dead_among([(3, child, 1)]) == [3]
-    finally:
-        os.waitpid(child, 0)
+    with subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
+        assert dead_among([(3, child.pid, 1)]) == [3]
 
 
 def test_shares_are_not_given_back_twice() -> None:

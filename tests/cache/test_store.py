@@ -12,7 +12,7 @@ from tests.store.test_posix import PosixKeys
 from ucm_async import StoreConfig
 from ucm_async.stages.cache.segment import open_segment, segment_name
 from ucm_async.stages.cache.transbuffer import geometry_of
-from ucm_async.testing.stores import BytesTests, IndexTests, PersistentStoreSuite, StoreSuite, TaskTests
+from ucm_async.testing.stores import BytesTests, IndexTests, PersistentStoreSuite, StoreSuite
 
 from .support import cache_keys, fresh_id
 
@@ -25,7 +25,7 @@ class TestFake(StoreSuite):
         return cache_keys()
 
 
-class TestEmpty(BytesTests, IndexTests, TaskTests):
+class TestEmpty(IndexTests):
     """As long as nothing is evicted, a cache alone does."""
 
     pipeline = "Cache|Empty"
@@ -35,7 +35,7 @@ class TestEmpty(BytesTests, IndexTests, TaskTests):
         return cache_keys()
 
 
-class TestSixSlots(BytesTests, IndexTests, TaskTests):
+class TestSixSlots(BytesTests, IndexTests):
     """Every test with a cache that is too small for it."""
 
     pipeline = "Cache|Fake"

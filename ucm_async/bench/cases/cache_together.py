@@ -23,6 +23,7 @@ _BLOCK_BYTES: Final = 1 << 20
 _SLACK: Final = 0.005  # headers of blocks, directories
 _RATE_GOAL: Final = 0.9
 _ANSWER_S: Final = 60.0
+_OTHERS: Final = 32  # blocks that every process has loaded before
 _START_S: Final = 0.1  # until all have heard when they begin
 
 _Told = list[dict[str, Any]]
@@ -30,21 +31,22 @@ _Told = list[dict[str, Any]]
 
 async def measure(setting: CacheSetting) -> list[Finding]:
     """Load with one cache for all, with one each, and in one process alone."""
-    ids = numbered_ids(0, setting.prefix_blocks)
+    ids = numbered_ids(0, setting.prefix_blocks + _OTHERS)
     memory = await prepare_blocks(ids, _BLOCK_BYTES)
     rounds: list[dict[str, _Told]] = []
     async with setting.folder("together", 2 * memory.nbytes) as folder:
         async with setting.open_store(folder, _BLOCK_BYTES) as store:
             require_ok("dump", [await store.dump(ids, None, memory, durability="synced")])
-        total = int(memory.view(np.uint64).sum(dtype=np.uint64))
+        prefix = memory[: setting.prefix_blocks]
+        total = int(prefix.view(np.uint64).sum(dtype=np.uint64))
         for _ in range(setting.rounds + 1):
             rounds.append(await _round(setting, folder, total))
-    return _findings(setting.processes, memory.nbytes, rounds[1:])
+    return _findings(setting.processes, prefix.nbytes, rounds[1:])
 
 
 async def _round(setting: CacheSetting, folder: Path, total: int) -> dict[str, _Told]:
     def caches(count: int) -> list[dict[str, Any]]:
-        return [cache_keys(_BLOCK_BYTES, 2 * setting.prefix_blocks) for _ in range(count)]
+        return [cache_keys(_BLOCK_BYTES, 2 * (setting.prefix_blocks + _OTHERS)) for _ in range(count)]
 
     cast: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "together": ("Cache|Posix", caches(1) * setting.processes),
@@ -73,6 +75,7 @@ async def _run(setting: CacheSetting, folder: Path, pipeline: str, keys: Sequenc
                 "pipeline": pipeline,
                 "keys": setting.store_keys(folder.absolute(), _BLOCK_BYTES) | own,
                 "blocks": setting.prefix_blocks,
+                "others": _OTHERS,
             }
             _say(reader, json.dumps(asked))
         for reader in readers:
