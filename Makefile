@@ -60,7 +60,7 @@ define install
 endef
 
 $(INSTALLED)-demo: $(SOURCES) $(ENV)/pyvenv.cfg
-	$(call install,uvloop$(comma)aiofiles)
+	$(call install,uvloop$(comma)aiofiles$(comma)posix_ipc)
 
 $(INSTALLED)-test: $(SOURCES) $(ENV)/pyvenv.cfg
 	$(call install,test)

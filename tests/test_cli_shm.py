@@ -122,6 +122,21 @@ def test_what_a_killed_process_left_is_known_and_removed(
     assert listed(capsys, unique_id) is None
 
 
+def test_doctor_tells_what_was_left(
+    user: subprocess.Popen[str], unique_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> dict[str, Any]:
+        main(["doctor", "--json", str(tmp_path)])
+        findings = json.loads(capsys.readouterr().out)["findings"]
+        return next(one for one in findings if one["name"] == "segments of the Cache")
+
+    assert told()["value"] >= 1
+    assert unique_id not in told()["text"], "it is in use"
+    kill(user)
+    assert unique_id in told()["text"]
+    assert told()["state"] == "slower"
+
+
 def test_looking_changes_nothing(
     user: subprocess.Popen[str], unique_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import ucm_async.store
 from ucm_async.bench.workloads import MultiTurn, ideal_hit_ratio
 from ucm_async.cli import main
+from ucm_async.native import NATIVE
 
 from .doubles import FailingStore, FlippingStore, MemoryStore
 
@@ -46,6 +47,18 @@ def test_replays_on_a_real_store_with_every_engine(
     assert told["load"]["blocks"] == told["prefix_hits"] > 0
     assert told["problems"] == []
     assert list(tmp_path.iterdir()) == [], "the temporary directory is gone"
+
+
+@pytest.mark.skipif(not NATIVE, reason="the Cache needs the extension")
+def test_a_cache_tells_its_hits(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--pipeline", "Cache|Posix", "--cache-gb", "0.05", "--timeout-ms", "0"]
+    code, told = replay_json(capsys, *SMALL, *words)
+    assert (code, told["wrong_bytes"], told["hit_ratio"]) == (0, 0, told["ideal_hit_ratio"])
+    assert told["cache"]["hits"] >= told["prefix_hits"], "nothing was evicted"
+    assert told["cache"]["asked"] >= told["blocks_asked"]
+    assert told["cache"]["policy"] == "s3fifo"
+    assert main(["replay", *SMALL, *words]) == 0
+    assert "cache hit ratio" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--registered"], ["--durability", "synced"], ["--concurrency", "1"]])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from .processes import Child
+from .support import SEED
 from .workload import KEYS
 
 __all__ = ["STALL_S_MAX", "Freezes", "Host", "Span", "stall_s"]
@@ -71,7 +72,7 @@ class Host:
     def __init__(self, start: Callable[..., Child], pipeline: str, keys: dict[str, Any], workers: int) -> None:
         self._start = start
         self._about = {"pipeline": pipeline, "keys": keys}
-        self._seeds = iter(range(10**6))
+        self._seeds = iter(range(SEED << 20, (SEED + 1) << 20))
         self.stored: set[int] = set()
         self.stopped: dict[int, list[Span]] = {}
         self.counts: Counter[str] = Counter()
@@ -140,4 +141,4 @@ class Host:
         missing = [number for number in self.stored if found[number] != "OK"]
         assert not missing, f"said to be stored, and not there: {missing}"
         child.leave()
-        return found.count("OK")
+        return int(found.count("OK"))

@@ -22,6 +22,8 @@ from ucm_async.stages.cache.processes import start_time
 from ucm_async.stages.cache.segment import DIRECTORY, PREFIX, header_of
 
 LONG = os.environ.get("UCM_ASYNC_CACHE_FAULT_ROUNDS")
+SEED = int(os.environ.get("UCM_ASYNC_CACHE_FAULT_SEED", "0"))
+"""Another one makes other rounds: a long run can be had in parts."""
 SLOTS = 32
 PATIENCE_S = 30.0
 SLOTS_GB = BLOCK / (1 << 30)

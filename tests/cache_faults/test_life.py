@@ -71,8 +71,8 @@ def test_many_that_do_not_agree(start: Starter) -> None:
             or f"has slots (cache_buffer_capacity_gb) {SLOTS}" in message[0]
             or f" not {SLOTS};" in message[0]
         )
-    for child, late in zip(children, refused, strict=True):
-        child.end() if late else child.leave()
+    for child, was_refused in zip(children, refused, strict=True):
+        child.end() if was_refused else child.leave()
     (late,) = puppets(start, other if refused[-1] else keys, 1)
     late.expect("ready")
     late.leave()

@@ -20,7 +20,7 @@ from tests.native.test_blocktable_damage import damage
 
 from .conftest import Opener, Starter
 from .stages import CONTROLLED
-from .support import SLOTS_GB, cache_keys, inode, inspect, rounds, segment_path
+from .support import SEED, SLOTS_GB, cache_keys, inode, inspect, rounds, segment_path
 
 SLOTS = 8
 THERE = [0, 1, 2, 3]
@@ -56,7 +56,10 @@ def cut(size: int) -> Spoil:
 
 
 def noise(size: int | None = None) -> Spoil:
-    return lambda path: path.write_bytes(os.urandom(size or path.stat().st_size)) and None  # type: ignore[func-returns-value]
+    def spoil(path: Path) -> None:
+        path.write_bytes(os.urandom(size or path.stat().st_size))
+
+    return spoil
 
 
 SPOILT = {
@@ -143,7 +146,9 @@ def test_a_damaged_one_is_repaired(start: Starter) -> None:
     for seed in range(rounds(10)):
         keys = left_behind(start)
         with inspect(keys["unique_id"]) as table:
-            damage(np.frombuffer(table.memory, np.uint8)[: table.arena_offset], SLOTS, random.Random(seed))
+            damage(
+                np.frombuffer(table.memory, np.uint8)[: table.arena_offset], SLOTS, random.Random((SEED << 20) + seed)
+            )
         child = start("puppet", pipeline=CONTROLLED, keys=keys)
         child.expect("ready")
         new = list(range(100, 140))

@@ -41,7 +41,7 @@ def test_it_is_small(small_shm: list[str], scenario: str) -> None:
 async def test_it_is_said_to_be_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same where nothing can be mounted."""
     keys = cache_keys()
-    monkeypatch.setattr(segment.os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=4096))
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=4096))
     with pytest.raises(ucm.ConfigError, match=f"cache_buffer_capacity_gb: .* {segment.DIRECTORY} has 12288 bytes left"):
         await ucm.open_store("Cache|Fake", **keys)
     assert not inode(keys["unique_id"])

@@ -13,7 +13,7 @@ from .conftest import Starter
 from .hosts import STALL_S_MAX, Freezes, Host
 from .processes import Child
 from .stages import CONTROLLED
-from .support import Inspected, cache_keys, inode, inspect, rounds, until
+from .support import SEED, Inspected, cache_keys, inode, inspect, rounds, until
 
 ROUNDS = rounds(8)
 WORKERS = 4
@@ -179,7 +179,7 @@ def test_coming_and_going_while_somebody_has_the_mutex(start: Starter) -> None:
 
 @pytest.mark.timeout(60 + 4 * ROUNDS)
 def test_anybody_at_random_moments(start: Starter, in_memory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    generator = np.random.default_rng(7)
+    generator = np.random.default_rng([7, SEED])
     keys = cache_keys(in_memory)
     host = Host(start, "Cache|Posix", keys, WORKERS)
     for child in host.workers:

@@ -1,7 +1,7 @@
 """A process of its own that loads blocks once, when it is told to: what several workers of a host do at the same time.
 
-Run by the Cache benchmark. Keys of the store and ids come as a line of JSON on stdin; it answers "ready", loads at the
-next line, and answers with a line of JSON.
+Run by the Cache benchmark. Keys of the store and ids come as a line of JSON on stdin; it answers "ready", gets a line
+with the time of the monotonic clock at which to begin, so that all begin together, and answers with a line of JSON.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ async def main() -> None:
     async with open_store(asked["pipeline"], **asked["keys"]) as store:
         before = await asyncio.to_thread(_read_bytes)
         await _answer("ready")
-        await asyncio.to_thread(sys.stdin.readline)
-        started = time.monotonic()
+        begin = float(await asyncio.to_thread(sys.stdin.readline))
+        await asyncio.sleep(begin - time.monotonic())
         result = await store.load(ids, None, memory)
         ended = time.monotonic()
         require_ok("load", [result])
         told = {
-            "started": started,
-            "ended": ended,
+            "took_s": ended - begin,
             "read_bytes": await asyncio.to_thread(_read_bytes) - before,
             "shared_bytes": await asyncio.to_thread(_shared_bytes),
             "sum": int(memory.view(np.uint64).sum(dtype=np.uint64)),

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 from .. import __version__
 from ..engines.probe import probe_direct, probe_engines
 from ..native import HAVE_CRC32C, NATIVE, WHY, Mapping, io_setup_limit
+from .segments import inspect_all
 
 __all__ = ["Finding", "State", "examine"]
 
@@ -88,6 +89,9 @@ def _python() -> Iterator[Finding]:
         "ucm_async._native" if NATIVE else WHY,
         "" if NATIVE else "install a C compiler and Python.h, then reinstall; without it only psync works, and slowly",
     )
+    ipc = _version_of("posix_ipc")
+    advice = "" if ipc else "pip install 'ucm-async[posix_ipc]': without it a Cache's memory is not shared"
+    yield Finding("python", "posix_ipc", ipc, "ok" if ipc else "slower", ipc or "not installed", advice)
     uvloop = _version_of("uvloop")
     advice = "" if uvloop else "pip install 'ucm-async[uvloop]'"
     yield Finding("python", "uvloop", uvloop, "ok" if uvloop else "slower", uvloop or "not installed", advice)
@@ -215,6 +219,17 @@ def _shm() -> Iterator[Finding]:
     advice = f"mount -o remount,size=8G {SHM_DIRECTORY} (docker run --shm-size), for the Cache stage" if small else ""
     text = f"{_size(size)}, {_size(free)} free"
     yield Finding("memory", SHM_DIRECTORY, size, "slower" if small else "ok", text, advice)
+    if NATIVE:
+        yield from _segments()
+
+
+def _segments() -> Iterator[Finding]:
+    """Tell of the Cache's segments: what crashed processes left takes memory until somebody adopts or removes it."""
+    found = inspect_all()
+    left = [one.name for one in found if one.state in ("dead", "unfinished", "damaged")]
+    text = f"{len(found)}, left by crashed processes: {', '.join(left) or 'none'}"
+    advice = "a new store adopts it, or: ucm-async shm remove NAME" if left else ""
+    yield Finding("memory", "segments of the Cache", len(found), "slower" if left else "ok", text, advice)
 
 
 def _limits() -> Iterator[Finding]:

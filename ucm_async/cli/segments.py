@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -21,9 +21,27 @@ from ..native import NATIVE, WHY, BlockTable
 from ..stages.cache.processes import pid_namespace, start_time
 from ..stages.cache.segment import DIRECTORY, PREFIX, header_of, remove_segment, somebody_lives
 
-__all__ = ["BLOCK_STATES", "ENTRY", "Block", "Process", "Segment", "State", "blocks_of", "inspect", "names", "remove"]
+__all__ = [
+    "BLOCK_STATES",
+    "ENTRY",
+    "Block",
+    "NoSegmentError",
+    "Process",
+    "Segment",
+    "State",
+    "blocks_of",
+    "inspect",
+    "inspect_all",
+    "names",
+    "remove",
+]
 
 State: TypeAlias = Literal["live", "dead", "unfinished", "damaged", "foreign"]
+
+
+class NoSegmentError(UcmError):
+    """There is no segment of that name."""
+
 
 BLOCK_STATES: Final = ("empty", "filling", "ready", "failed", "evicting", "orphan")
 
@@ -113,6 +131,15 @@ def names() -> list[str]:
         return []
 
 
+def inspect_all() -> list[Segment]:
+    """Look at every segment; those that go away meanwhile are left out."""
+    found = []
+    for name in names():
+        with suppress(NoSegmentError):
+            found.append(inspect(name))
+    return found
+
+
 def inspect(name: str, *, count_blocks: bool = False) -> Segment:
     """Look at a segment.
 
@@ -130,10 +157,12 @@ def inspect(name: str, *, count_blocks: bool = False) -> Segment:
     """
     name = _full_name(name)
     try:
+        owner = _path(name).stat()
         with _opened(name) as fd:
             return _inspect(name, fd, count_blocks)
+    except FileNotFoundError:
+        raise NoSegmentError(f"{name}: is gone") from None
     except PermissionError:
-        owner = os.stat(_path(name))
         return Segment(name, "foreign", owner.st_size, f"belongs to the user with id {owner.st_uid}")
 
 
@@ -217,7 +246,7 @@ def remove(name: str, *, force: bool = False) -> bool:
     try:
         return remove_segment(name, force=force)
     except FileNotFoundError:
-        raise UcmError(f"{name}: is gone already") from None
+        raise NoSegmentError(f"{name}: is gone already") from None
 
 
 # ---- at the files
@@ -225,13 +254,13 @@ def remove(name: str, *, force: bool = False) -> bool:
 
 def _full_name(name: str) -> str:
     """Return the name of the file; what people give may be a `unique_id` or have the slash of shm_open(3)."""
+    if not NATIVE:
+        raise UcmError(f"shared memory of a Cache needs the extension ({WHY})")
     bare = name.removeprefix(f"{DIRECTORY}/").removeprefix("/")
     found = bare if bare.startswith(PREFIX) else f"{PREFIX}{bare}"
     if "/" in found or not _path(found).exists():
         known = ", ".join(names()) or "none"
-        raise UcmError(f"{name}: no such segment (there are: {known})")
-    if not NATIVE:
-        raise UcmError(f"shm needs the extension ({WHY})")
+        raise NoSegmentError(f"{name}: no such segment (there are: {known})")
     return found
 
 

@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(*, as_json: bool) -> int:
-    from .segments import inspect, names  # noqa: PLC0415  (the other commands need not import this)
+    from .segments import inspect_all  # noqa: PLC0415  (the other commands need not import this)
 
-    found = [inspect(name) for name in names()]
+    found = inspect_all()
     if as_json:
         print(json.dumps([_as_dict(one) for one in found], indent=2))
     elif not found:

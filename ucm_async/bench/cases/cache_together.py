@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ _BLOCK_BYTES: Final = 1 << 20
 _SLACK: Final = 0.005  # headers of blocks, directories
 _RATE_GOAL: Final = 0.9
 _ANSWER_S: Final = 60.0
+_START_S: Final = 0.1  # until all have heard when they begin
 
 _Told = list[dict[str, Any]]
 
@@ -75,8 +77,9 @@ async def _run(setting: CacheSetting, folder: Path, pipeline: str, keys: Sequenc
             _say(reader, json.dumps(asked))
         for reader in readers:
             await _answer(reader)
+        begin = time.monotonic() + _START_S
         for reader in readers:
-            _say(reader, "load")
+            _say(reader, repr(begin))
         told = [json.loads(await _answer(reader)) for reader in readers]
         for reader in readers:
             _say(reader, "leave")
@@ -111,8 +114,7 @@ def _findings(processes: int, nbytes: int, rounds: Sequence[dict[str, _Told]]) -
         return float(sum(one["shared_bytes"] for one in told))
 
     def rate(told: _Told) -> float:
-        took = max(one["ended"] for one in told) - min(one["started"] for one in told)
-        return float(nbytes / took / 1e9)
+        return float(nbytes / max(one["took_s"] for one in told) / 1e9)
 
     def finding(
         what: str, figure: Any, unit: str, scale: float, one: str, other: str, name: str, goal: tuple[str, float] | None
