@@ -48,6 +48,7 @@ def keys_of(setting: Setting, pipeline: str) -> dict[str, Any]:
         "partial_blocks_max": setting.partial_blocks_max,
         "posix_capacity_gb": setting.cap_bytes / (1 << 30),
         "share_buffer_enable": False,
+        "cache_buffer_capacity_gb": 2**-10,
     }
 
 
