@@ -59,6 +59,12 @@ static PyObject *execute(PyObject *Py_UNUSED(module), PyObject *requests)
     Py_RETURN_NONE;
 }
 
+static PyObject *fence(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    Py_RETURN_NONE;
+}
+
 static long read_number(const char *path)
 {
     long number = -1;
@@ -92,6 +98,8 @@ static PyMethodDef module_methods[] = {
     {"export_buffers", METHOD(export_buffers), METH_FASTCALL,
      PyDoc_STR("export_buffers(rows, writable, addresses, sizes, /)\n--\n\n"
                "Take a C-contiguous buffer export of every object of `rows`; fill in where and how long each is.")},
+    {"fence", fence, METH_NOARGS,
+     PyDoc_STR("fence()\n--\n\nOrder what was stored before for all processors, before what is read after.")},
     {"io_setup_limit", io_setup_limit, METH_NOARGS,
      PyDoc_STR("io_setup_limit()\n--\n\n(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown.")},
     {"mix_ids", METHOD(mix_ids), METH_FASTCALL,
@@ -134,7 +142,7 @@ static int module_exec(PyObject *module)
 {
     crc32c_setup();
     static PyType_Spec *const specs[] = {
-        &gate_spec, &mapping_spec, &idtable_spec, &threadpool_spec, &aio_context_spec, &uring_context_spec, &driver_spec,
+        &gate_spec, &mapping_spec, &idtable_spec, &slottable_spec, &threadpool_spec, &aio_context_spec, &uring_context_spec, &driver_spec,
         &watcher_spec, &codec_context_spec,
     };
     for (size_t i = 0; i < sizeof(specs) / sizeof(specs[0]); i++) {

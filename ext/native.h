@@ -22,7 +22,7 @@ struct native_state {
 /* Make a type from its spec and add it to the module under its last name; the new reference, or NULL. */
 PyTypeObject *native_add_type(PyObject *module, PyType_Spec *spec);
 
-extern PyType_Spec gate_spec, exports_spec, mapping_spec, idtable_spec, codec_context_spec;
+extern PyType_Spec gate_spec, exports_spec, mapping_spec, idtable_spec, slottable_spec, codec_context_spec;
 extern PyType_Spec threadpool_spec, aio_context_spec, uring_context_spec, driver_spec;
 extern PyType_Spec blocktable_spec, watcher_spec;
 

@@ -51,6 +51,13 @@ TABLE_USER_OFFSET: int  # bytes of a table's memory that it leaves to its user, 
 TABLE_USER_BYTES: int  # ... as many; create=True does not touch them
 
 def crc32c(data: Buffer, value: int = 0, /) -> int: ...
+def fence() -> None:
+    """A full memory barrier: what this thread stored before is visible everywhere before it reads anything after.
+
+    For memory that processes share without a lock: two that each store a word, call this, and read the other's word
+    cannot both miss the other's.
+    """
+
 def execute(requests: Buffer, /) -> None:
     """Run a batch in the calling thread, in order, without the GIL. Every opcode."""
 
@@ -342,6 +349,58 @@ def block_paths(ids: Buffer, out: Buffer, /) -> None:
 
 def mix_ids(ids: Buffer, out: Buffer, /) -> None:
     """out[i] (uint64) = 64 well-mixed bits of ids[i]: ids may be consecutive numbers, or share most of their bytes. Errors as `block_paths`."""
+
+@final
+class SlotTable:
+    """Which block is in which slot of a file, for all processes that map the same memory. Batch calls, no locks, no Python object an entry.
+
+    A slot is ABSENT, FREE, TAKEN (somebody writes to its bytes), STORED or BAD. Its *word* changes whenever it comes to be or ceases to be STORED: who
+    finds the same word after reading a slot's bytes has read what belongs to the id. A process may die between any two instructions; what it
+    had taken comes back by `repair`. 32 bytes a slot and 16 for the index.
+    """
+
+    def __init__(self, memory: Buffer, slots: int, create: bool = False) -> None:
+        """A view of `memory`, aligned to 8, of which `bytes_needed(slots)` bytes are used; `create` formats it: all slots are ABSENT.
+
+        Raises BlockingIOError where no table was made to the end, ValueError where it is another one (version, slots) or too small.
+        Create under a lock that whoever attaches waits for, too.
+        """
+    @staticmethod
+    def bytes_needed(slots: int, /) -> int: ...
+    def join(self, number: int, /) -> None:
+        """Take slots under this number, 1 ... 255, which no other living user of the memory has."""
+    def find(self, ids: Buffer, slots: Buffer, words: Buffer, stamp: int = 0, /) -> int:
+        """slots[i] (int64) and words[i] (uint64) of ids[i], -1 and 0 where it is not STORED; returns how many are. A `stamp` (uint32) that is not 0 is noted in each."""
+    def prefix(self, ids: Buffer, /) -> int:
+        """Length of the longest run ids[0..k) that is STORED."""
+    def words(self, slots: Buffer, words: Buffer, /) -> None:
+        """words[i] = the word of slots[i] as it is now, 0 for -1."""
+    def take(self, slots: Buffer, /) -> int:
+        """FREE -> TAKEN, lower ones first: fills in the first k of `slots` (int64) and returns k. RuntimeError before `join`."""
+    def give(self, slots: Buffer, /) -> None:
+        """TAKEN by us -> FREE. ValueError, and no change, where one was not taken by us."""
+    def spoil(self, slots: Buffer, /) -> None:
+        """TAKEN by us -> BAD."""
+    def publish(self, slots: Buffer, ids: Buffer, out: Buffer, stamp: int = 0, /) -> None:
+        """TAKEN by us -> STORED with ids[i]: out[i] (uint8) = 0. Another slot has the block: 1; the index has no room: 2; both stay TAKEN."""
+    def withdraw(self, slots: Buffer, words: Buffer, out: Buffer, /) -> int:
+        """STORED with this word still -> TAKEN by us: out[i] = 1, else 0; returns how many. Nobody finds them any more."""
+    def add(self, first: int, count: int, /) -> None:
+        """ABSENT -> FREE."""
+    def seize(self, first: int, count: int, /) -> int:
+        """FREE, STORED or BAD -> TAKEN by us; returns how many of the range are not ours then."""
+    def clear(self, first: int, count: int, /) -> None:
+        """TAKEN by us -> ABSENT."""
+    def repair(self, owner: int | None, /) -> int:
+        """TAKEN by `owner`, who is dead -> FREE; returns how many. None: by anybody, and everything is counted anew; nobody else may use the table meanwhile."""
+    def scan(self, first: int, states: Buffer, ids: Buffer, stamps: Buffer, /) -> None:
+        """states[i] (uint8: 0 ABSENT, 1 FREE, 2 TAKEN, 3 STORED, 4 BAD), ids[i] and stamps[i] (uint32) of slot `first` + i. Without the GIL."""
+    def next_sequence(self, count: int, /) -> int:
+        """The first of `count` numbers in a row that nobody else gets."""
+    def counts(self) -> dict[str, int]:
+        """Slots by state; may be off by one for each process that died, until everything is repaired."""
+    slots: int
+    number: int
 
 def io_setup_limit() -> tuple[int, int]:
     """(aio-nr, aio-max-nr) of the system; (-1, -1) where unknown."""

@@ -94,6 +94,19 @@ class StoreConfig:
         only. Default False.
     posix_capacity_gb : float
         Bytes the last stage may occupy on disk, over all backends; 0 (default): no cap.
+    namespace_quota_gb : float
+        Bytes of these that this namespace may occupy; 0 (default): as many as it gets.
+    space_watermark_gb : float
+        Bytes that stay free on the file system of each backend: below, cold blocks are removed and dumps refused. 0
+        (default): none.
+    space_high, space_low : float
+        Shares of the capacity and of the quota: above the first (default 0.95) cold blocks are removed, in small steps,
+        until the second (default 0.90) is reached.
+    hot_blocks_max : int
+        Blocks whose accesses are remembered, so that the coldest go first. Default 1048576; some 64 bytes each, in use.
+    recover : str
+        What becomes of files that are no block, found when they are counted after a crash: "quiet" (default) leaves
+        them to the collector, "strict" refuses to open the store.
     compress_codec : str
         Codec of the Compress stage. Default "auto": the best lossless one for `dtype`.
     partial_blocks_max : int
@@ -138,6 +151,12 @@ class StoreConfig:
     dump_behind_bytes: int = 0
     cache_shared_queue: bool = False
     posix_capacity_gb: float = 0
+    namespace_quota_gb: float = 0
+    space_watermark_gb: float = 0
+    space_high: float = 0.95
+    space_low: float = 0.90
+    hot_blocks_max: int = 1 << 20
+    recover: str = "quiet"
     compress_codec: str = "auto"
     partial_blocks_max: int = 16384
     known_blocks_max: int = 1 << 18
@@ -151,12 +170,17 @@ class StoreConfig:
         for key, check in CHECKS.items():
             object.__setattr__(self, key, check(key, getattr(self, key)))
         self._check_geometry()
+        self._check_marks()
 
     def _fill_in(self, key: str, value: Any) -> None:
         """Replace None, or a 0 that stands for "not given", of `key`."""
         given = getattr(self, key)
         if given is None or (given == 0 and not isinstance(given, bool)):
             object.__setattr__(self, key, value)
+
+    def _check_marks(self) -> None:
+        if self.space_low > self.space_high:
+            raise wrong("space_low", self.space_low, f"at most space_high ({self.space_high})")
 
     def _check_geometry(self) -> None:
         if self.block_size % self.shard_size:

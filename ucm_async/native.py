@@ -45,6 +45,7 @@ __all__ = [
     "Gate",
     "IdTable",
     "Mapping",
+    "SlotTable",
     "ThreadPool",
     "UringContext",
     "Watcher",
@@ -52,6 +53,7 @@ __all__ = [
     "crc32c",
     "execute",
     "export_buffers",
+    "fence",
     "io_setup_limit",
     "mix_ids",
 ]
@@ -103,6 +105,7 @@ if TYPE_CHECKING or NATIVE:
         Gate,
         IdTable,
         Mapping,
+        SlotTable,
         ThreadPool,
         UringContext,
         Watcher,
@@ -110,6 +113,7 @@ if TYPE_CHECKING or NATIVE:
         crc32c,
         execute,
         export_buffers,
+        fence,
         io_setup_limit,
         mix_ids,
     )
@@ -141,6 +145,7 @@ else:
         Gate,
         IdTable,
         Mapping,
+        SlotTable,
         ThreadPool,
         UringContext,
         Watcher,
@@ -148,6 +153,7 @@ else:
         crc32c,
         execute,
         export_buffers,
+        fence,
         io_setup_limit,
         mix_ids,
     )

@@ -189,9 +189,10 @@ def path_of(root: Path, block_id: Array) -> Path:
 
 
 def files_below(root: Path) -> list[str]:
-    """Every file, relative to `root`, sorted; not the locks and the note, which belong there."""
+    """Every file, relative to `root`, sorted; not the locks, the note and the hotness, which belong there."""
     found = (os.path.relpath(os.path.join(where, name), root) for where, _, names in os.walk(root) for name in names)
-    return sorted(name for name in found if os.path.basename(name) not in (".lock", "lock", "namespace.json"))
+    mine = (".lock", "lock", "namespace.json")
+    return sorted(name for name in found if os.path.basename(name) not in mine and not name.endswith(".hot"))
 
 
 def quarantined(root: Path) -> list[str]:

@@ -1,4 +1,7 @@
-"""A disk that is full for real: a tmpfs of 16 MiB, or, where nothing can be mounted, a limit on the size of files."""
+"""A disk that is full for real: a tmpfs of 16 MiB, or, where nothing can be mounted, a limit on the size of files.
+
+What is told here is what the writes themselves do, so nobody collects; `tests/space` has a full disk with collection.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import pytest
 
 import ucm_async as ucm
 from ucm_async import Status
+from ucm_async.space import SpaceManager
 
 from .conftest import Opener
 from .support import (
@@ -33,6 +37,11 @@ from .support import (
 DISK_BYTES = 16 << 20
 BLOCK_FILE_BYTES = BLOCK + 4096
 MANY = ucm.block_ids(range(DISK_BYTES // BLOCK_FILE_BYTES + 40))
+
+
+@pytest.fixture(autouse=True)
+def nobody_collects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SpaceManager, "no_space", lambda self, place: None)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ RELEASED_ELSEWHERE = {
     "take_views": ["release_all"],
     "blocktable_new": ["blocktable_dealloc"],
     "take_arrays": ["drop_arrays"],
+    "slottable_new": ["slottable_dealloc"],
 }
 
 
@@ -51,7 +52,7 @@ def test_every_buffer_is_released() -> None:
             if f"{view}(" in body and name not in ("batch_new", "first_view", *RELEASED_ELSEWHERE):
                 assert "PyBuffer_Release(" in body, f"{name} uses {view}"
         if "take_arrays(" in body and name != "begin":
-            assert "drop_arrays(" in body, name
+            assert "drop_arrays(" in body or "done_with(" in body, name
         if "begin(self" in body:
             assert "drop_arrays(" in body or "end_of_ours(" in body, name
 

@@ -31,6 +31,7 @@ MISSING = (
     _portable.UringContext,
     _portable.Driver,
     _portable.BlockTable,
+    _portable.SlotTable,
     _portable.Watcher,
 )
 

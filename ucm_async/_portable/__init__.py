@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import Any, Final, final
 
 from ..coding import CODING
@@ -49,6 +50,7 @@ __all__ = [
     "Gate",
     "IdTable",
     "Mapping",
+    "SlotTable",
     "ThreadPool",
     "UringContext",
     "Watcher",
@@ -56,6 +58,7 @@ __all__ = [
     "crc32c",
     "execute",
     "export_buffers",
+    "fence",
     "io_setup_limit",
     "mix_ids",
 ]
@@ -113,6 +116,24 @@ class BlockTable(_Missing):
 @final
 class Watcher(_Missing):
     """Waiting for another process' slots: not without the extension."""
+
+
+@final
+class SlotTable(_Missing):
+    """Slots that processes share without locks: there are no atomic operations to be had from here."""
+
+
+def fence() -> None:
+    """Order memory for all processors, as far as that can be done from here.
+
+    A lock is taken with an atomic instruction, and a system call goes through the kernel's own barriers; on x86-64
+    either is a full one.
+    """
+    with _LOCK:
+        os.getppid()
+
+
+_LOCK: Final = threading.Lock()
 
 
 def io_setup_limit() -> tuple[int, int]:

@@ -22,12 +22,15 @@ class BlockWrite:
         Bit sets of shards: in the file, and on their way to it.
     checksums
         uint32, shape (shards,): of those that are in, or on their way.
+    reserved
+        Whether room for it is accounted for, by the stage.
     """
 
     block_id: bytes
     checksums: npt.NDArray[np.uint32]
     done: int = 0
     busy: int = 0
+    reserved: bool = False
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
 

@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Final
 
 from ..abc import Engine
 from ..native import Mapping
+from .sharedmemory import SharedMemory
 
 __all__ = ["System", "current_system", "use_system"]
 
@@ -43,6 +45,43 @@ class System:
         with os.scandir(path) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
+    def names(self, path: Path) -> list[str]:
+        """Names of everything in a directory; an empty list if there is no such directory."""
+        try:
+            return os.listdir(path)
+        except FileNotFoundError:
+            return []
+
+    def size_and_time(self, path: Path) -> tuple[int, float] | None:
+        """Bytes of a regular file and when it was last written, in seconds since the epoch; None if there is none."""
+        try:
+            about = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        return (about.st_size, about.st_mtime) if stat.S_ISREG(about.st_mode) else None
+
+    def tree_bytes(self, path: Path) -> int:
+        """Bytes of all regular files below a directory, as far as they can be seen."""
+        total = 0
+        for directory, _, files in os.walk(path):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(directory, name)).st_size
+        return total
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes of a file system that are free for everybody."""
+        about = os.statvfs(path)
+        return about.f_bavail * about.f_frsize
+
+    def shared_memory(self, path: Path, nbytes: int) -> SharedMemory:
+        """Return memory that the processes which name the same file share; see `SharedMemory`."""
+        return SharedMemory(path, nbytes)
+
+    def boot_name(self) -> str:
+        """Return a name that is another one each time the machine starts."""
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
     def open(self, path: Path, flags: int) -> int:
         """Open a file, with ``O_CLOEXEC``; one that is made is the owner's alone."""
         return os.open(path, flags | os.O_CLOEXEC, 0o600)
@@ -58,8 +97,23 @@ class System:
     def write_whole(self, path: Path, content: bytes) -> None:
         """Write a small file: afterwards the whole of it is there, or what was there before."""
         draft = path.with_name(f"{path.name}.{self.token(4)}.tmp")
-        draft.write_bytes(content)
-        draft.replace(path)
+        try:
+            draft.write_bytes(content)
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+    def read_whole(self, path: Path) -> bytes | None:
+        """Read a small file; None if there is none."""
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file; one that is gone already is as good."""
+        path.unlink(missing_ok=True)
 
     def sync_directory(self, path: Path) -> None:
         """Bring the names in a directory to the medium."""

@@ -67,6 +67,8 @@ class Backend:
         Whether files here are opened with O_DIRECT; `direct_reason` says why not.
     error
         Why the backend is not in use; empty if it is.
+    fresh
+        Whether this store made the namespace's directory: there is nothing in it yet.
     leftovers
         Directories of dead writers that were removed when it was opened.
     system
@@ -80,9 +82,30 @@ class Backend:
     direct: bool = False
     direct_reason: str = ""
     error: str = ""
+    fresh: bool = False
     leftovers: int = 0
     lock_fd: int = -1
     system: System = field(default_factory=current_system)
+
+    @property
+    def owner(self) -> str:
+        """Name of this store among the writers."""
+        return self.writer.removeprefix(f"{WRITERS}/")
+
+    def reclaim(self, living: frozenset[str]) -> int:
+        """Remove the files of dead writers; returns the bytes of those that could not be removed. Blocks.
+
+        Parameters
+        ----------
+        living
+            Writers whose files are nobody's business here. One that is not named and that holds its lock is just
+            opening, or just dying.
+        """
+        writers = self.root / WRITERS
+        with _locked(self.system, writers):
+            _remove_dead_writers(self.system, writers)
+            names = self.system.subdirectories(writers)
+        return sum(self.system.tree_bytes(writers / name) for name in names if name not in living)
 
     def close(self) -> None:
         """Remove this writer's directory and close the descriptors. Idempotent."""
@@ -114,6 +137,7 @@ def open_backend(path: str, config: StoreConfig) -> Backend:
         for directory in (path, root, root / WRITERS, root / QUARANTINE):
             with contextlib.suppress(FileExistsError):
                 backend.system.mkdir(directory)
+                backend.fresh |= directory == root
         _make_last(backend)
         _describe(backend, config)
         _claim_writer(backend)

@@ -25,6 +25,7 @@ from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...engines.arena import Arena
 from ...native import block_paths
+from ...space import WEIGHT_LOAD
 from ...types import U8, U64
 from .backend import Backend
 from .known import KnownBlocks
@@ -88,6 +89,11 @@ class _Chain:
             at += _WORDS
         self._expected[16:32] = ids.data.cast("B")
 
+    @property
+    def ids(self) -> U8:
+        """The block that was asked for last: uint8, shape (1, 16)."""
+        return np.frombuffer(self._expected, dtype=np.uint8, count=16, offset=16).reshape(1, 16).copy()
+
     def came_well(self) -> bool:
         """Tell whether the block was read, is what it should be, and lies in the caller's memory."""
         results = self._results
@@ -115,12 +121,14 @@ class ExpressLoads:
         backends: list[Backend],
         seeds: U64,
         known: KnownBlocks,
+        touch: Callable[[U8, float], None],
         transfer: Transfer,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._layout = layout
         self._seeds = seeds
         self._known = known
+        self._touch = touch
         self._transfer = transfer
         self._dirfds = [backend.dirfd for backend in backends]
         self._flags = [os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if backend.direct else 0) for backend in backends]
@@ -129,7 +137,12 @@ class ExpressLoads:
         bases = self._arena.address(slots).tolist()
         view = self._arena.view()
         heads = [memoryview(view[slot])[: used_bytes(layout.shards)].toreadonly() for slot in slots.tolist()]
-        self._idle = [_Chain(layout, namespace, *slot) for slot in zip(bases, heads, strict=True)]
+        self._chains = [_Chain(layout, namespace, *slot) for slot in zip(bases, heads, strict=True)]
+        self._idle = list(self._chains)
+
+    def in_transfer(self) -> list[U8]:
+        """Return the ids of blocks that are being read, one in each array."""
+        return [chain.ids for chain in self._chains if chain not in self._idle]
 
     @staticmethod
     def serves(layout: BlockLayout) -> bool:
@@ -165,9 +178,11 @@ class ExpressLoads:
 
     def _note(self, ids: U8, removals: int) -> None:
         self._known.add(ids, removals)
+        self._touch(ids, WEIGHT_LOAD)
         self._transfer.counts["express"] += 1
 
     def close(self) -> None:
         """Free the slots; nothing may be under way."""
         self._idle.clear()
+        self._chains.clear()
         self._arena.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -28,12 +29,16 @@ class BlockFiles:
     Every method takes arrays of one length: ids, uint8 (n, 16), and the position of each block's backend, int64 (n,).
     Paths are relative to a backend's directory, so that they are short.
 
+    `removed` is told the position of a backend and the bytes of committed files that were removed from it, even if who
+    wanted that is cancelled. Files that are set aside still occupy theirs.
+
     The ``put_…`` methods write one step of n chains into `column`, a view of shape (n,), and return what that step
     points to: it must be kept until the chains have run. The coroutines run by themselves, and return what the system
     calls returned, or -errno: int64 (n,).
     """
 
-    def __init__(self, backends: list[Backend]) -> None:
+    def __init__(self, backends: list[Backend], removed: Callable[[int, int], None]) -> None:
+        self._removed = removed
         self._dirfds = np.array([backend.dirfd for backend in backends], dtype=np.int32)
         self._writers = np.zeros((len(backends), WRITER_NAME_BYTES), dtype=np.uint8)
         for position, backend in enumerate(backends):
@@ -92,13 +97,19 @@ class BlockFiles:
 
     async def stat(self, ids: U8, backend: I64, pool: Engine) -> I64:
         """Sizes of committed files."""
-        paths = block_paths(ids)
+        return await self.stat_paths(block_paths(ids), backend, pool)
+
+    async def stat_paths(self, paths: U8, backend: I64, pool: Engine) -> I64:
+        """Sizes of files anywhere in a backend; `paths`, one a row, end with a NUL."""
         requests = self._requests(rq.OP_STAT, backend, paths)
         await kept(pool.submit(requests, _STATS_A_JOB), paths)
         return _results(requests)
 
-    async def commit_in_new_homes(self, ids: U8, backend: I64, pool: Engine) -> I64:
-        """Commit files whose directory is missing: make it, then rename."""
+    async def commit_in_new_homes(self, ids: U8, backend: I64, pool: Engine, then: Callable[[I64], None]) -> None:
+        """Commit files whose directory is missing: make it, then rename.
+
+        `then` is told the results, also when who wanted that is cancelled, which waits.
+        """
         homes = block_paths(ids)
         homes[:, 2] = 0  # cut "xx/…" to "xx"
         mkdirs = self._requests(rq.OP_MKDIR, backend, homes)
@@ -106,11 +117,15 @@ class BlockFiles:
         await kept(pool.submit(mkdirs, 1), homes)  # one that is there already is as good
         renames = rq.new_requests(len(ids))
         paths = self.put_commit(renames, ids, backend)
-        await kept(pool.submit(renames, 1), paths)
-        result, made = _results(renames), mkdirs["result"]
-        homeless = (result == -errno.ENOENT) & (made < 0) & (made != -errno.EEXIST)
-        result[homeless] = made[homeless]
-        return result
+        done = pool.submit(renames, 1)
+        try:
+            await completed(done)
+        finally:
+            del paths  # they lived until here
+            result, made = _results(renames), mkdirs["result"]
+            homeless = (result == -errno.ENOENT) & (made < 0) & (made != -errno.EEXIST)
+            result[homeless] = made[homeless]
+            then(result)
 
     async def sync(self, ids: U8, backend: I64, pool: Engine) -> I64:
         """Bring committed files and their names to the medium; -ENOENT for what is gone.
@@ -150,27 +165,53 @@ class BlockFiles:
         result = await _run_syncs(requests, os.O_RDONLY | os.O_DIRECTORY, rq.OP_FSYNC, pool, paths)
         return np.minimum(result[mine], result[len(keys) + top])
 
-    async def unlink_own(self, ids: U8, backend: I64, pool: Engine) -> I64:
-        """Remove this writer's files. A cancellation waits: the next write of the block has the same path."""
+    async def unlink_own(self, ids: U8, backend: I64, pool: Engine, gone: Callable[[Bools], None]) -> None:
+        """Remove this writer's files. A cancellation waits: the next write of the block has the same path.
+
+        `gone` is told which of them are not there afterwards, also when who wanted that is cancelled.
+        """
         paths = self._own_paths(ids, backend)
         requests = self._requests(rq.OP_UNLINK, backend, paths)
-        await completed(pool.submit(requests, 1))
-        return _results(requests)
+        done = pool.submit(requests, 1)
+        try:
+            await completed(done)
+        finally:
+            gone(np.asarray((requests["result"] == 0) | (requests["result"] == -errno.ENOENT)))
 
     async def unlink(self, ids: U8, backend: I64, pool: Engine) -> I64:
-        """Remove committed files."""
-        paths = block_paths(ids)
-        requests = self._requests(rq.OP_UNLINK, backend, paths)
-        await kept(pool.submit(requests, 1), paths)
-        return _results(requests)
+        """Remove committed files; returns the bytes that each had, or -errno."""
+        return await self._unlink(block_paths(ids), backend, pool)
+
+    async def purge(self, ids: U8, backend: I64, pool: Engine) -> I64:
+        """Remove files that were set aside; returns the bytes that each had, or -errno."""
+        return await self._unlink(paths_below(QUARANTINE, ids), backend, pool)
+
+    async def _unlink(self, paths: U8, backend: I64, pool: Engine) -> I64:
+        requests = np.repeat(self._requests(rq.OP_STAT, backend, paths), 2)
+        sizes, unlinks = requests[0::2], requests[1::2]
+        unlinks["opcode"] = rq.OP_UNLINK | rq.FLAG_IF_WELL
+        try:
+            await completed(pool.submit(requests, 2))
+        finally:
+            gone = unlinks["result"] == 0
+            for position in np.unique(backend[gone]).tolist():
+                self._removed(position, int(sizes["result"][gone & (backend == position)].sum()))
+        result: I64 = np.where(sizes["result"] < 0, sizes["result"], unlinks["result"])
+        result[gone] = sizes["result"][gone]
+        return result
 
     async def quarantine(self, ids: U8, backend: I64, pool: Engine) -> I64:
-        """Set committed files aside, over what was set aside before under that name."""
+        """Set committed files aside; one copy of a block is enough to look at, so a later one is removed."""
         sources, targets = block_paths(ids), paths_below(QUARANTINE, ids)
         requests = self._requests(rq.OP_RENAME, backend, sources)
         requests["offset"] = addresses_of(targets)
+        requests["length"] = rq.RENAME_NOREPLACE
         await kept(pool.submit(requests, 1), sources, targets)
-        return _results(requests)
+        result = _results(requests)
+        again = result == -errno.EEXIST
+        if again.any():
+            result[again] = np.minimum(await self.unlink(ids[again], backend[again], pool), 0)
+        return result
 
 
 async def _run_syncs(requests: rq.Requests, flags: int, opcode: int, pool: Engine, paths: U8) -> I64:

@@ -19,14 +19,15 @@ from ...engines.arena import Arena
 from ...engines.pool import make_pool
 from ...engines.probe import make_engine
 from ...errors import ConfigError
-from ...types import I64, U8, Bools
+from ...space import WEIGHT_LOOKUP
+from ...types import U8, Bools
 from .backend import Backend, open_backend
 from .dump import Dumper
 from .express import ExpressLoads
-from .files import BlockFiles
 from .known import KnownBlocks
 from .layout import backend_seeds, choose_backend
 from .load import Loader
+from .space import BlockSpace
 
 __all__ = ["PosixStage"]
 
@@ -48,7 +49,9 @@ class PosixStage(Stage):
     """Keeps each block in a file of its own; the format is told in docs/design/format.md.
 
     Configuration: ``storage_backends``, ``io_engine``, ``io_direct``, ``io_depth``, ``io_threads``,
-    ``staging_buffer_gb``, ``known_blocks_max``, ``partial_blocks_max``, and the geometry and namespace of the store.
+    ``staging_buffer_gb``, ``known_blocks_max``, ``partial_blocks_max``, ``posix_capacity_gb``, ``namespace_quota_gb``,
+    ``space_watermark_gb``, ``space_high``, ``space_low``, ``hot_blocks_max``, ``recover``, and the geometry and
+    namespace of the store.
     """
 
     name: ClassVar[str] = "Posix"
@@ -103,17 +106,42 @@ class PosixStage(Stage):
             await self._free([one.result() for one in (loads, dumps) if one.exception() is None])
             raise error
         self._make_lanes(loads.result(), dumps.result(), known.result())
+        try:
+            await self._open_space()
+        except BaseException:
+            await self._close_lanes()
+            raise
+
+    async def _open_space(self) -> None:
+        """Join those who share the directories."""
+        manager = self._space.manager
+        await manager.open()
+        if self.config.recover == "strict":
+            await manager.counted()
+            if self._space.damaged:
+                await manager.stop()
+                raise ConfigError(
+                    f"storage_backends: {self._space.damaged} files are no blocks (see the log), and recover is "
+                    "'strict'; remove them, or open it with recover='quiet'"
+                )
 
     def _make_lanes(self, load: Transfer, dump: Transfer, known: KnownBlocks) -> None:
-        files = BlockFiles(self._backends)
         namespace = self.config.namespace_fingerprint()
+        self._space = space = BlockSpace(self.config, self._layout, self._backends, self._seeds, known)
         self._known = known
-        self._files = files
-        self._loader = Loader(self._layout, namespace, files, self._seeds, known, load)
+        self._files = space.files
+        self._loader = Loader(self._layout, namespace, self._seeds, known, space, load)
         self._express = None
         if ExpressLoads.serves(self._layout):
-            self._express = ExpressLoads(self._layout, namespace, self._backends, self._seeds, known, load)
-        self._dumper = Dumper(self._layout, namespace, files, self._seeds, known, dump, self._writes)
+            touch = space.manager.touch
+            self._express = ExpressLoads(self._layout, namespace, self._backends, self._seeds, known, touch, load)
+        self._dumper = Dumper(self._layout, namespace, self._seeds, known, space, dump, self._writes)
+        space.pool = dump.pool
+        space.in_transfer = self._in_transfer
+
+    def _in_transfer(self) -> list[U8]:
+        express = self._express.in_transfer() if self._express is not None else []
+        return self._loader.in_transfer() + express
 
     def _open_one(self, path: str) -> Backend:
         try:
@@ -172,9 +200,14 @@ class PosixStage(Stage):
         """Finish late completions, then free everything. Idempotent."""
         if not self._backends:
             return
+        await self._space.manager.stop()
+        await self._close_lanes()
+
+    async def _close_lanes(self) -> None:
         await self._free([self._loader.transfer, self._dumper.transfer])
         if self._express is not None:
             self._express.close()
+        await self._space.manager.aclose()
 
     async def _free(self, transfers: list[Transfer]) -> None:
         """Close what was made, side by side: freeing the kernel's contexts and joining threads takes its time."""
@@ -207,11 +240,13 @@ class PosixStage(Stage):
         unknown = np.flatnonzero(~found)
         if len(unknown):
             found[unknown] = await self._ask(np.ascontiguousarray(ids[unknown]))
+        self._space.manager.touch(ids[found] if len(unknown) else ids, WEIGHT_LOOKUP)
         return found
 
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `ucm_async.abc.Stage.lookup_on_prefix`. Asks segment by segment, no further than the first miss."""
         at, segment = self._known.prefix(ids), SEGMENT_MIN
+        self._space.manager.touch(ids[:at], WEIGHT_LOOKUP)
         while at < len(ids):
             found = await self.lookup(ids[at : at + segment])
             if not found.all():
@@ -232,12 +267,11 @@ class PosixStage(Stage):
         """See `ucm_async.abc.Stage.delete`. Loads that are under way still get their bytes."""
         if not len(ids):
             return
-        self._known.removed(ids)
-        backend: I64 = choose_backend(ids, self._seeds)
-        await self._files.unlink(ids, backend, self._dumper.transfer.pool)
+        await self._space.remove(ids)
         for block_id in ids:
             await self._dumper.discard_partial(block_id.tobytes())
         self._known.removed(ids)
+        self._space.manager.forget(ids)
 
     # ---- what happened
 
@@ -254,6 +288,7 @@ class PosixStage(Stage):
                 }
                 for backend in self._backends
             ],
+            "space": self._space.manager.statistics(),
             "known_blocks": len(self._known),
             "partial_blocks": len(self._writes),
             "load": _transfer_statistics(self._loader.transfer),

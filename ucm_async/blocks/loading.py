@@ -1,0 +1,399 @@
+"""Loading: for each block one chain of requests — read, check, gather — and one look at the results.
+
+Where a block is to be found, and what becomes of a bad one, is the business of the stage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..abc import Batch
+from ..engines import requests as rq
+from ..engines.arena import Arena
+from ..engines.chains import ChainTable, copy_requests
+from ..engines.waits import completed, patient
+from ..errors import BackendIOError, CorruptError, StoreError
+from ..tasks import Cuts, cut_row, group_rows, rank_in_group
+from ..types import I64, U8, U64, Bools, Status
+from .header import CHECKSUM_FROM, check_headers, used_bytes
+from .layout import BlockLayout
+from .plans import plan_direct_reads, plan_slot_reads
+from .transfer import Transfer
+
+__all__ = ["BlockLoader", "Reading"]
+
+PlaceT = TypeVar("PlaceT")
+
+DIRECT_ROW_BYTES_MIN: Final = 256 << 10
+"""Smaller rows are read into slots, which are registered with the ring, and copied in the pass that checks them: that
+takes less time than pinning a caller's pages for each read."""
+
+PATIENCE_S_MIN: Final = 0.0005
+"""Rows that are in are handed on before a deadline, but not more often than this."""
+
+ATTEMPTS_MAX: Final = 3
+"""Once in the hope that no disk is needed to begin, once in earnest, and once more for reads that came back short."""
+
+
+@dataclass(slots=True)
+class Reading(Generic[PlaceT]):
+    """The blocks of a batch while they are read. A group is the rows of one block; arrays of g are by group.
+
+    Attributes
+    ----------
+    rows, group, rank
+        int64 (n,): rows of the batch, the group of each, and its place in the group.
+    ids, slots, bases
+        By group: the block, its slot in `arena`, and the slot's address.
+    place
+        Where the blocks lie, as the stage has it; by group, too.
+    chains
+        One chain a group: a step that leads to the block, reads, CHECKSUM of the header, copies of the rows, and a step
+        that ends it.
+    wanted
+        int64 (g, reads): bytes that each read must bring.
+    cuts
+        How each row is cut; its runs are the copies.
+    held
+        Bool (g,): the slots that are not given back yet.
+    apart
+        The rows are read again, each for itself.
+    spoilt
+        Rows to be read again, each for itself and into slots: a read of their block failed, perhaps that of another
+        row; or what lies in the caller's memory is not what was read; or another task that wanted the block gave up.
+    """
+
+    batch: Batch
+    rows: I64
+    group: I64
+    ids: U8
+    place: PlaceT
+    arena: Arena
+    slots: I64
+    bases: U64
+    cuts: Cuts
+    rank: I64
+    ranks: int
+    chains: ChainTable
+    wanted: I64
+    held: Bools
+    apart: bool
+    spoilt: list[int] = field(default_factory=list)
+
+    @property
+    def head_column(self) -> int:
+        """Step of the header's checksum; the copies follow it."""
+        return 1 + int(self.wanted.shape[1])
+
+
+class BlockLoader(ABC, Generic[PlaceT]):
+    """Brings batches. A subclass says where blocks lie, and sees to those that are missing or bad."""
+
+    def __init__(self, layout: BlockLayout, namespace: bytes, transfer: Transfer) -> None:
+        self._layout = layout
+        self._namespace = namespace
+        self.transfer = transfer
+
+    # ---- what a stage knows
+
+    @abstractmethod
+    def _locate(self, ids: U8) -> PlaceT:
+        """Tell where blocks lie, and note what has to be known of them before anything is read."""
+
+    @abstractmethod
+    def _put_ends(self, place: PlaceT, table: rq.Requests) -> object:
+        """Write the first and the last step of each chain, shape (blocks, steps); return what they point to."""
+
+    @abstractmethod
+    def _aim(self, place: PlaceT, reads: rq.Requests, owner: I64) -> None:
+        """Turn reads, whose offsets are from the start of the block, (n,), to where the blocks `owner`, (n,), lie."""
+
+    def _present(self, reading: Reading[PlaceT]) -> I64:
+        """Report the rows of blocks that are known to be missing; returns the groups that are left."""
+        return np.arange(len(reading.ids))
+
+    def _before_attempt(self, table: rq.Requests, attempt: int) -> None:
+        """Change chains that are about to be run, the first time with `attempt` 0."""
+        return
+
+    @abstractmethod
+    def _unreachable(self, reading: Reading[PlaceT], group: int, number: int) -> tuple[Status, StoreError | None]:
+        """Say what it means that the first step of a chain failed with errno `number`."""
+
+    def _moved(self, reading: Reading[PlaceT], group: int) -> bool:
+        """Tell whether something else may lie by now where a block was read."""
+        return False
+
+    @abstractmethod
+    def _came(self, reading: Reading[PlaceT], groups: I64) -> None:
+        """Take note of blocks that were read and are good."""
+
+    @abstractmethod
+    async def _set_aside(self, reading: Reading[PlaceT], group: int) -> str:
+        """Move a corrupt block out of sight; returns why that did not work, empty if it did."""
+
+    # ---- loading
+
+    async def load(self, batch: Batch) -> None:
+        """Deliver the rows of `batch` that are still wanted."""
+        live = batch.live()
+        rows = np.flatnonzero(live)
+        if len(rows) < len(live):
+            batch.report(~live, Status.CANCELLED)  # their task has settled: nobody sees this
+        arena = self.transfer.slots_for(batch, DIRECT_ROW_BYTES_MIN)
+        step = max(1, arena.slots // 2)  # a group needs a slot, there are no more groups than rows, and others wait too
+        spoilt: list[int] = []
+        for start in range(0, len(rows), step):
+            spoilt += await self._load_rows(batch, rows[start : start + step], arena)
+        step = max(1, self.transfer.arena.slots // 2)
+        for start in range(0, len(spoilt), step):
+            again = np.array(spoilt[start : start + step])
+            await self._load_rows(batch, again, self.transfer.arena, apart=True)
+
+    async def _load_rows(self, batch: Batch, rows: I64, arena: Arena, *, apart: bool = False) -> list[int]:
+        """Load rows, with one chain a block, or one a row if `apart`; returns those that another row's read spoilt."""
+        first, group = (np.arange(len(rows)),) * 2 if apart else group_rows(batch.ids[rows])
+        slots = await arena.lease(len(first))
+        reading: Reading[PlaceT] | None = None
+        try:
+            reading = self._plan(batch, rows, first, group, arena, slots, apart=apart)
+            groups = self._present(reading)
+            for attempt in range(ATTEMPTS_MAX):
+                if not len(groups):
+                    break
+                groups = await self._attempt(reading, groups, attempt)
+        finally:
+            arena.release(slots if reading is None else slots[reading.held])
+        return reading.spoilt
+
+    # ---- the plan
+
+    def _plan(
+        self, batch: Batch, rows: I64, first: I64, group: I64, arena: Arena, slots: I64, *, apart: bool
+    ) -> Reading[PlaceT]:
+        """Write the chains: reads into the slots, or straight into the caller's memory where that is allowed."""
+        layout = self._layout
+        cuts = cut_row(tuple(batch.piece_sizes.tolist()), layout.shard_size)
+        ids = np.ascontiguousarray(batch.ids[rows[first]])
+        place = self._locate(ids)
+        bases = arena.address(slots)
+        start, stop = layout.row_ranges(batch.shards[rows])
+        pieces = batch.addresses[rows]
+        gates = batch.gates[rows]
+        direct = arena is self.transfer.heads
+        if direct:
+            reads, owner, wanted, vectors = plan_direct_reads(
+                layout, batch.addresses[rows], batch.piece_sizes, group, bases, start, stop
+            )
+        else:
+            reads, owner, wanted = plan_slot_reads(layout, group, bases, start, stop)
+            vectors = None
+        step, width = rank_in_group(owner, len(ids))
+        rank, ranks = rank_in_group(group, len(ids))
+        chains = ChainTable(len(ids), width + ranks * len(cuts) + 3)
+        table = chains.table
+        self._aim(place, reads, owner)
+        chains.keep += (vectors, self._put_ends(place, table))
+        if (
+            gates == gates[first][group]
+        ).all():  # one task a block, as usual: what it gave up need not be read any more
+            reads["gate"] = gates[first][owner]
+        table[owner, 1 + step] = reads
+        lengths = np.zeros((len(ids), width), dtype=np.int64)
+        lengths[owner, step] = wanted
+        self._put_header_checksum(table[:, 1 + width], bases)
+        copies = copy_requests(
+            rq.OP_CHECKSUM if direct else rq.OP_COPY,
+            cuts,
+            slots=bases[group] + start.astype(np.uint64),
+            pieces=pieces,
+            gates=gates,
+            to_slots=False,
+            flags=rq.FLAG_IF_WELL,
+        )
+        body = table[:, 2 + width : -1].reshape(len(ids), ranks, len(cuts), copy=False)
+        body[group, rank] = copies
+        counts = self.transfer.counts
+        counts["blocks"] += len(ids)
+        counts["rows"] += len(rows)
+        counts["reads"] += len(reads)
+        counts["bytes"] += int(wanted.sum())
+        held = np.ones(len(ids), dtype=np.bool_)
+        return Reading(
+            batch, rows, group, ids, place, arena, slots, bases, cuts, rank, ranks, chains, lengths, held, apart
+        )
+
+    def _put_header_checksum(self, column: rq.Requests, bases: U64) -> None:
+        column["opcode"] = rq.OP_CHECKSUM | rq.FLAG_IF_WELL
+        column["address"] = bases + np.uint64(CHECKSUM_FROM)
+        column["length"] = used_bytes(self._layout.shards) - CHECKSUM_FROM
+
+    # ---- from the chains to the caller
+
+    async def _attempt(self, reading: Reading[PlaceT], groups: I64, attempt: int) -> I64:
+        """Run the chains of `groups` and hand on what is in; returns the groups that deserve another attempt."""
+        table = reading.chains.rows(groups)
+        self._before_attempt(table, attempt)
+        done = self.transfer.engine.submit(table.reshape(-1), reading.chains.steps)
+        try:
+            return await self._hand_on(reading, groups, table["result"], done, last=attempt == ATTEMPTS_MAX - 1)
+        finally:
+            await completed(done)
+
+    async def _hand_on(
+        self,
+        reading: Reading[PlaceT],
+        groups: I64,
+        results: npt.NDArray[np.int64],
+        done: asyncio.Future[None],
+        *,
+        last: bool,
+    ) -> I64:
+        waiting = np.ones(len(groups), dtype=np.bool_)
+        again = np.zeros(len(groups), dtype=np.bool_)
+        while True:
+            everything = await patient(done, self._patience_s(reading.batch, len(groups)))
+            ready = waiting if everything else waiting & (results != rq.PENDING_RESULT).all(axis=1)
+            if ready.any():
+                at = np.flatnonzero(ready)
+                again[at] = await self._judge(reading, groups[at], results[at], last=last)
+            if everything:
+                return groups[again]
+            waiting &= ~ready
+            if not reading.batch.live().any():
+                self._keep_only(reading, groups[waiting])
+                await completed(done)
+                reading.batch.report(reading.rows, Status.CANCELLED)
+                return groups[:0]
+
+    def _patience_s(self, batch: Batch, groups: int) -> float:
+        """How long to wait for stragglers before what is in is handed on: half of the time left, again and again."""
+        left = batch.patience_s()
+        return max(left if groups == 1 else left / 2, PATIENCE_S_MIN)
+
+    def _keep_only(self, reading: Reading[PlaceT], groups: I64) -> None:
+        """Give back the slots of all but `groups`, which the kernel still has, perhaps for long."""
+        free = reading.held.copy()
+        free[groups] = False
+        reading.held &= ~free
+        reading.arena.release(reading.slots[free])
+        self.transfer.counts["late_batches"] += 1
+
+    # ---- what became of a chain
+
+    async def _judge(
+        self, reading: Reading[PlaceT], groups: I64, results: npt.NDArray[np.int64], *, last: bool
+    ) -> Bools:
+        """Report the rows of finished chains; bool, shape of `groups`: True where another attempt may help."""
+        opened = results[:, 0]
+        reads = results[:, 1 : reading.head_column]
+        whole = (reads == reading.wanted[groups]).all(axis=1)
+        if whole.all():  # which needs a file that was opened
+            await self._compare(reading, groups, results)
+            return _NONE[: len(groups)] if len(groups) <= len(_NONE) else np.zeros(len(groups), dtype=np.bool_)
+        short = (opened >= 0) & ~whole & (reads >= 0).all(axis=1)
+        again = (opened == -errno.EAGAIN) | short
+        if last:
+            again = np.zeros(len(groups), dtype=np.bool_)
+        for i in np.flatnonzero(~whole & ~again).tolist():
+            await self._report_failure(reading, int(groups[i]), int(opened[i]), reads[i])
+        self.transfer.counts["short_reads"] += int(short.sum())
+        if whole.any():
+            await self._compare(reading, groups[whole], results[whole])
+        return np.asarray(again, dtype=np.bool_)
+
+    async def _report_failure(self, reading: Reading[PlaceT], group: int, opened: int, reads: npt.NDArray[Any]) -> None:
+        """Report the rows of a block that could not be read."""
+        rows = reading.rows[reading.group == group]
+        failed = reads[reads < 0]
+        counts = self.transfer.counts
+        if opened < 0:
+            status, error = self._unreachable(reading, group, -opened)
+            counts["missing" if status == Status.MISS else "open_errors"] += 1
+            reading.batch.report(rows, status, error)
+        elif (failed == -errno.ECANCELED).any():  # its task has settled: it was not begun any more
+            reading.batch.report(rows, Status.CANCELLED)
+        elif self._moved(reading, group):
+            self._look_again(reading, rows)
+        elif len(failed):
+            counts["read_errors"] += 1
+            if len(rows) > 1:
+                reading.spoilt += rows.tolist()
+                return
+            reading.batch.report(rows, Status.IO_ERROR, BackendIOError.from_errno(-int(failed[0]), "read"))
+        else:
+            got, wanted = int(reads.sum()), int(reading.wanted[group].sum())
+            await self._report_corrupt(reading, group, f"the file is truncated: {got} of {wanted} bytes could be read")
+
+    def _look_again(self, reading: Reading[PlaceT], rows: I64) -> None:
+        """Read rows again whose block was somewhere else by then; once, after that they are missing."""
+        if reading.apart:
+            self.transfer.counts["missing"] += len(rows)
+            reading.batch.report(rows, Status.MISS)
+        else:
+            self.transfer.counts["moved"] += len(rows)
+            reading.spoilt += rows.tolist()
+
+    async def _compare(self, reading: Reading[PlaceT], groups: I64, results: npt.NDArray[np.int64]) -> None:
+        """Hold checksums against what the headers say, and report."""
+        layout, batch, cuts = self._layout, reading.batch, reading.cuts
+        headers = reading.arena.view()[reading.slots[groups], : used_bytes(layout.shards)]
+        own = results[:, reading.head_column]
+        check = check_headers(headers, reading.ids[groups], self._namespace, layout.shard_size, own)
+        rows, at, rank = reading.rows, reading.group, reading.rank
+        if len(groups) < len(reading.ids):
+            position = np.full(len(reading.ids), -1)
+            position[groups] = np.arange(len(groups))
+            mine = position[at] >= 0
+            rows, at, rank = rows[mine], position[at[mine]], rank[mine]
+        copies = results[:, reading.head_column + 1 : -1].reshape(len(groups), reading.ranks, len(cuts))[at, rank]
+        sums = copies[:, cuts.last]
+        first = np.maximum(batch.shards[rows], 0)
+        stored = check.checksums[at[:, None], first[:, None] + np.arange(sums.shape[1])]
+        good = (sums == stored).all(axis=1) & check.good[at]
+        if good.all():
+            batch.report(rows, Status.OK)
+            self._came(reading, groups)
+            return
+        batch.report(rows[good], Status.OK)
+        let_in = (copies >= 0).all(axis=1)  # else a gate had closed: the task has settled, and nobody asks any more
+        shut_out = rows[~let_in]
+        waited_for = batch.live()[shut_out]
+        reading.spoilt += shut_out[waited_for].tolist()  # it was the gate of another task that wants the same block
+        batch.report(shut_out[~waited_for], Status.CANCELLED)
+        if (
+            reading.arena is self.transfer.heads
+        ):  # somebody may have written there meanwhile: look again in our own memory
+            reading.spoilt += rows[~good & let_in].tolist()
+            return
+        told: set[int] = set()
+        for i in np.flatnonzero(~good & let_in).tolist():
+            group = int(groups[at[i]])
+            if group in told:
+                continue
+            told.add(group)
+            if self._moved(reading, group):
+                self._look_again(reading, rows[(at == at[i]) & ~good & let_in])
+                continue
+            shard = int(first[i] + np.argmax(sums[i] != stored[i]))
+            why = check.why.get(int(at[i])) or f"the checksum of shard {shard} is wrong"
+            await self._report_corrupt(reading, group, why)
+
+    async def _report_corrupt(self, reading: Reading[PlaceT], group: int, why: str) -> None:
+        """Set a corrupt block aside, then report its rows that were not delivered."""
+        self.transfer.counts["corrupt"] += 1
+        failure = await self._set_aside(reading, group)
+        if failure:
+            why += f"; it could not be set aside: {failure}"
+        reading.batch.report(reading.rows[reading.group == group], Status.CORRUPT, CorruptError(why))
+
+
+_NONE: Final = np.zeros(1024, dtype=np.bool_)
+_NONE.flags.writeable = False
