@@ -99,9 +99,10 @@ class StoreConfig:
     space_watermark_gb : float
         Bytes that stay free on the file system of each backend: below, cold blocks are removed and dumps refused. 0
         (default): none.
-    space_high, space_low : float
-        Shares of the capacity and of the quota: above the first (default 0.95) cold blocks are removed, in small steps,
-        until the second (default 0.90) is reached.
+    space_high : float
+        Share of the capacity and of the quota above which cold blocks are removed, in small steps. Default 0.95.
+    space_low : float
+        Share at which that ends. Default 0.9.
     hot_blocks_max : int
         Blocks whose accesses are remembered, so that the coldest go first. Default 1048576; some 64 bytes each, in use.
     recover : str

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ucm_async.blocks import loading
 from ucm_async.blocks.writes import BlockWrites
 from ucm_async.stages.posix import express, load
 from ucm_async.testing.simulation.run import Outcome, run_seed
@@ -41,7 +42,7 @@ def test_slot_freed_at_cancellation(monkeypatch: pytest.MonkeyPatch, record_prop
     async def completed(future: asyncio.Future[None]) -> None:
         """Does not wait."""
 
-    monkeypatch.setattr(load, "completed", completed)
+    monkeypatch.setattr(loading, "completed", completed)
     signs = ("transfer under way", "CORRUPT", "written to after it had settled")
     _, seeds = first_failure(lambda text: any(sign in text for sign in signs))
     record_property("seeds", seeds)

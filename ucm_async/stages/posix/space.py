@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from ...abc import Engine
 from ...blocks.layout import BlockLayout
+from ...blocks.transfer import Transfer
 from ...config import StoreConfig
 from ...space import F64, SpaceLimits, SpaceManager, SpacePlace
 from ...types import BLOCK_ID_BYTES, I64, U8, U64, Bools
@@ -38,8 +38,8 @@ class BlockSpace:
     ----------
     in_transfer
         Returns the ids of blocks that are being read, arrays of shape (n, 16).
-    pool
-        Threads for the file operations.
+    transfer
+        Means of the dump lane, of which the threads for file operations are used.
 
     Attributes
     ----------
@@ -62,8 +62,9 @@ class BlockSpace:
         self._place = np.full(len(backends), -1)
         self._place[self._positions] = np.arange(len(self._positions))
         self.in_transfer: Callable[[], list[U8]] = list
-        self.pool: Engine
+        self.transfer: Transfer
         self.damaged = 0
+        self._removals: set[asyncio.Future[int]] = set()
         places = [SpacePlace(one.root.parent, one.root, one.owner, one.fresh) for one in self._backends]
         fingerprint = config.namespace_fingerprint()
         self.manager = SpaceManager(SpaceLimits.of(config), places, fingerprint, self, config.hot_blocks_max)
@@ -125,10 +126,21 @@ class BlockSpace:
         return 0
 
     async def remove(self, ids: U8) -> int:
-        """See `SpaceUser.remove`."""
+        """See `SpaceUser.remove`. What was begun goes on and is accounted for, though the call be cancelled."""
+        removal = asyncio.ensure_future(self._remove(ids.copy()))
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+        return await asyncio.shield(removal)
+
+    async def removals_done(self) -> None:
+        """Wait for what cancelled calls have left under way."""
+        while self._removals:
+            await asyncio.wait(self._removals)
+
+    async def _remove(self, ids: U8) -> int:
         self._known.removed(ids)
         async with self.manager.changing():
-            freed = await self.files.unlink(ids, choose_backend(ids, self._seeds), self.pool)
+            freed = await self.files.unlink(ids, choose_backend(ids, self._seeds), self.transfer.pool)
         self._known.removed(ids)
         return int(freed[freed > 0].sum())
 
@@ -140,7 +152,7 @@ class BlockSpace:
             ids = _ids_of([name for name in names if _BLOCK_NAME.fullmatch(name)])
             if len(ids):
                 async with self.manager.changing():
-                    sizes = await self.files.purge(ids, np.full(len(ids), position), self.pool)
+                    sizes = await self.files.purge(ids, np.full(len(ids), position), self.transfer.pool)
                 freed += int(sizes[sizes > 0].sum())
         return freed
 
@@ -170,7 +182,7 @@ class BlockSpace:
         paths = np.zeros((len(names), longest + 1), dtype=np.uint8)
         paths[:, :longest] = np.array([name.encode() for name in names]).view(np.uint8).reshape(len(names), -1)
         backend = np.full(len(names), self._positions[place])
-        return await self.files.stat_paths(paths, backend, self.pool)
+        return await self.files.stat_paths(paths, backend, self.transfer.pool)
 
     def walk(self, place: int) -> Iterator[tuple[U8, F64]]:
         """See `SpaceUser.walk`."""

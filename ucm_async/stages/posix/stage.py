@@ -136,7 +136,7 @@ class PosixStage(Stage):
             touch = space.manager.touch
             self._express = ExpressLoads(self._layout, namespace, self._backends, self._seeds, known, touch, load)
         self._dumper = Dumper(self._layout, namespace, self._seeds, known, space, dump, self._writes)
-        space.pool = dump.pool
+        space.transfer = dump
         space.in_transfer = self._in_transfer
 
     def _in_transfer(self) -> list[U8]:
@@ -207,6 +207,7 @@ class PosixStage(Stage):
         await self._free([self._loader.transfer, self._dumper.transfer])
         if self._express is not None:
             self._express.close()
+        await self._space.removals_done()
         await self._space.manager.aclose()
 
     async def _free(self, transfers: list[Transfer]) -> None:
