@@ -120,7 +120,8 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     library = tmp_path_factory.mktemp("kernels") / "crc32c.so"
     flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror", f"-D{request.param}"]
     # The preloaded sanitizer, if there is one, is for the extension and not for the compiler.
-    subprocess.run([compiler, *flags, *sources, "-o", library], check=True, env={"PATH": "/usr/local/bin:/usr/bin:/bin"})
+    command = [compiler, *flags, *sources, "-o", library]
+    subprocess.run(command, check=True, env={"PATH": "/usr/local/bin:/usr/bin:/bin"})
     made = ctypes.CDLL(str(library))
     made.crc32c_setup()
     made.crc32c_in_hardware.restype = ctypes.c_bool
