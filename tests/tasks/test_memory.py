@@ -134,7 +134,9 @@ class TestBuffers:
 
     def test_one_row_needs_no_list(self) -> None:
         for buffer in (bytearray(ROW_BYTES), np.zeros(8, np.int64), np.zeros((1, 64), np.uint8), mmap.mmap(-1, 64)):
-            take(buffer, rows=1).release()
+            memory = take(buffer, rows=1)
+            assert memory.addresses.shape == (1, len(memory.piece_sizes)) and memory.row_bytes == ROW_BYTES
+            memory.release()
 
 
 class TestAddresses:
