@@ -11,7 +11,7 @@ from ucm_async.testing.stores import BytesTests, PersistenceTests, PersistentSto
 
 from .support import find_block
 
-CAPACITY_GB = 2**-7  # 8 MiB: segments of half a megabyte
+CAPACITY_GB = 2**-5  # 32 MiB: segments of two
 
 
 class SlabKeys:

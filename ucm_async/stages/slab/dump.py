@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
@@ -45,6 +47,7 @@ class Dumper(BlockDumper[Place]):
         self._touch = touch
         self._take = take
         self._syncs = Syncs(slabs)
+        self._turn = asyncio.Lock()
 
     # ---- blocks that are there
 
@@ -76,7 +79,12 @@ class Dumper(BlockDumper[Place]):
         return self._slabs.place_to_write(ids)
 
     async def _make_room(self, writing: Writing[Place]) -> None:
-        """Take slots; blocks that are begun have theirs."""
+        """Take slots; blocks that are begun have theirs. Of two batches of one block, only one takes a slot."""
+        async with nullcontext() if writing.completes.all() else self._turn:
+            await self._take_slots(writing)
+        await self._slabs.refresh()
+
+    async def _take_slots(self, writing: Writing[Place]) -> None:
         backend = writing.place.backend
         new = np.array([write.slot < 0 for write in writing.writes], dtype=np.bool_)
         writing.failed[self._slabs.dead[backend]] = errno.EIO
@@ -87,7 +95,6 @@ class Dumper(BlockDumper[Place]):
                 writing.writes[g].slot = slot
             writing.failed[groups[len(taken) :]] = NO_ROOM
             self.transfer.counts["refused"] += len(groups) - len(taken)
-        await self._slabs.refresh()
 
     def _slots(self, writing: Writing[Place], groups: I64) -> I64:
         return np.array([writing.writes[g].slot for g in groups.tolist()], dtype=np.int64)
