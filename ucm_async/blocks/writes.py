@@ -24,6 +24,8 @@ class BlockWrite:
         uint32, shape (shards,): of those that are in, or on their way.
     reserved
         Whether room for it is accounted for, by the stage.
+    slot
+        Where it is written to, for stages that have slots; -1: nowhere yet.
     """
 
     block_id: bytes
@@ -31,6 +33,7 @@ class BlockWrite:
     done: int = 0
     busy: int = 0
     reserved: bool = False
+    slot: int = -1
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
 
