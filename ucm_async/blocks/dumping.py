@@ -428,7 +428,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
                 writing.batch.report(rows, *_failure(number))
 
     async def _drop_overtaken(self, writing: Writing[PlaceT]) -> None:
-        """Forget shards of blocks that another task stored between the look and the claim: nobody will complete them."""
+        """Forget shards of blocks that others stored between the look and the claim: nobody will complete them."""
         shards = (writing.failed == 0) & ~writing.completes
         if not shards.any() or not (shards := shards & self._known_stored(writing.ids)).any():
             return
