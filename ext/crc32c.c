@@ -1,14 +1,17 @@
-/* CRC-32C: three interleaved streams of the processor's crc32 instruction, or slicing by eight without it.
+/* CRC-32C: carry-less multiplication for long runs where there is one of 64 bytes (crc32c_fold.c); else three interleaved
+ * streams of the processor's crc32 instruction, or slicing by eight without it.
  *
  * The instruction takes 8 bytes a cycle but answers after three cycles, so three lanes run side by side. Their values are
  * joined by "what would this value be after so many zero bytes", a linear map that four table look-ups apply.
  */
 #include "crc32c.h"
 
+#include "crc32c_fold.h"
+
 #include <pthread.h>
 #include <string.h>
 
-/* UCM_PORTABLE_CRC32C leaves the instruction out; the tests build that, too. */
+/* UCM_PORTABLE_CRC32C leaves the instruction out, UCM_NARROW_CRC32C the multiplication; the tests build these, too. */
 #if defined(__x86_64__) && !defined(UCM_PORTABLE_CRC32C)
 #include <nmmintrin.h>
 #ifdef __clang__
@@ -41,6 +44,7 @@ enum { LANE = 256, BLOCK = 3 * LANE }; /* bytes */
 static uint32_t slices[8][256];
 static uint32_t after_lane[4][256];
 static bool hardware;
+static bool folding;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 /* ---- tables ---- */
@@ -58,13 +62,13 @@ static uint32_t multiply(uint32_t a, uint32_t b)
     return product;
 }
 
-/* x**(8 * bytes) modulo POLYNOMIAL. */
-static uint32_t power_of_bytes(size_t bytes)
+/* x**bits modulo POLYNOMIAL. */
+static uint32_t power(size_t bits)
 {
     uint32_t result = 0x80000000u;
-    uint32_t square = 0x00800000u; /* x**8 */
-    for (; bytes; bytes >>= 1) {
-        if (bytes & 1) {
+    uint32_t square = 0x40000000u; /* x**1 */
+    for (; bits; bits >>= 1) {
+        if (bits & 1) {
             result = multiply(result, square);
         }
         square = multiply(square, square);
@@ -74,7 +78,7 @@ static uint32_t power_of_bytes(size_t bytes)
 
 static void fill_after_lane(void)
 {
-    uint32_t factor = power_of_bytes(LANE);
+    uint32_t factor = power(8 * LANE);
     for (uint32_t byte = 0; byte < 256; byte++) {
         for (unsigned place = 0; place < 4; place++) {
             after_lane[place][byte] = multiply(factor, byte << (8 * place));
@@ -114,6 +118,7 @@ static void set_up(void)
     fill_slices();
     fill_after_lane();
     hardware = have_instruction();
+    folding = hardware && crc32c_fold_setup(power);
 }
 
 void crc32c_setup(void)
@@ -196,13 +201,19 @@ HARDWARE_TARGET static uint32_t less_than_block(uint32_t value, const unsigned c
 
 HARDWARE_TARGET static uint32_t by_instruction(uint32_t value, const unsigned char *at, size_t length)
 {
+    size_t lines = length / LINE_BYTES;
+    if (folding && lines >= FOLD_LINES_MIN) {
+        value = crc32c_fold(value, at, lines);
+        at += lines * LINE_BYTES;
+        length -= lines * LINE_BYTES;
+    }
     for (; length >= BLOCK; length -= BLOCK, at += BLOCK) {
         value = one_block(value, at);
     }
     return less_than_block(value, at, length);
 }
 
-/* Move a block that has just been read. Streaming stores (16-byte aligned) do not fetch what they overwrite. */
+/* Move a block that has just been read. Streaming stores (aligned) do not fetch what they overwrite. */
 static inline void move_block(unsigned char *to, const unsigned char *from, bool streaming)
 {
 #if defined(__x86_64__)
@@ -223,13 +234,23 @@ static inline void move_block(unsigned char *to, const unsigned char *from, bool
 #endif
 }
 
-HARDWARE_TARGET static inline uint32_t copy_blocks(uint32_t value, unsigned char *to, const unsigned char *from,
-                                                   size_t blocks, bool streaming)
+HARDWARE_TARGET static uint32_t copy_blocks(uint32_t value, unsigned char *to, const unsigned char *from, size_t blocks,
+                                            bool streaming)
 {
+    if (!streaming) {
+        for (; blocks; blocks--, from += BLOCK, to += BLOCK) {
+            value = one_block(value, from);
+            move_block(to, from, false);
+        }
+        return value;
+    }
     for (; blocks; blocks--, from += BLOCK, to += BLOCK) {
         value = one_block(value, from);
-        move_block(to, from, streaming);
+        move_block(to, from, true);
     }
+#if defined(__x86_64__)
+    _mm_sfence(); /* before anyone is told that the bytes are there */
+#endif
     return value;
 }
 
@@ -241,7 +262,7 @@ HARDWARE_TARGET static uint32_t copy_tail(uint32_t value, unsigned char *to, con
 
 static size_t until_aligned(const unsigned char *to, size_t length)
 {
-    size_t head = (size_t)(-(uintptr_t)to & 15);
+    size_t head = (size_t)(-(uintptr_t)to & (LINE_BYTES - 1));
     return head < length ? head : length;
 }
 
@@ -250,19 +271,19 @@ HARDWARE_TARGET static uint32_t copy_by_instruction(uint32_t value, unsigned cha
 {
     size_t head = streaming ? until_aligned(to, length) : 0;
     value = copy_tail(value, to, from, head);
-    size_t blocks = (length - head) / BLOCK;
-    size_t middle = blocks * BLOCK;
     to += head;
     from += head;
-    if (streaming) {
-        value = copy_blocks(value, to, from, blocks, true);
-#if defined(__x86_64__)
-        _mm_sfence(); /* before anyone is told that the bytes are there */
-#endif
+    length -= head;
+    size_t lines = length / LINE_BYTES;
+    size_t middle;
+    if (folding && lines >= FOLD_LINES_MIN) {
+        middle = lines * LINE_BYTES;
+        value = crc32c_fold_copy(value, to, from, lines, streaming);
     } else {
-        value = copy_blocks(value, to, from, blocks, false);
+        middle = length / BLOCK * BLOCK;
+        value = copy_blocks(value, to, from, length / BLOCK, streaming);
     }
-    return copy_tail(value, to + middle, from + middle, length - head - middle);
+    return copy_tail(value, to + middle, from + middle, length - middle);
 }
 
 #else

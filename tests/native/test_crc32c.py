@@ -55,9 +55,9 @@ def test_goes_on_from_any_place_and_alignment(length: int, cut: int, shift: int)
 
 
 def test_blocks_and_what_is_left_of_them() -> None:
-    """The lengths where the kernels change from blocks to words to bytes."""
+    """The lengths where the kernels change from lines to blocks to words to bytes."""
     data = noise(8 * 768).tobytes()
-    for length in [*range(760, 800), 1535, 1536, 1537, 2303, 2304, 2311, 2312, 8 * 768]:
+    for length in [*range(760, 800), *range(1020, 1100, 3), 1535, 1536, 1537, 2303, 2304, 2311, 2312, 8 * 768]:
         assert native.crc32c(data[:length]) == bit_by_bit(data[:length]), length
 
 
@@ -110,33 +110,34 @@ def test_wrong_arguments() -> None:
         native.crc32c(np.zeros((4, 4), np.uint8)[:, ::2])
 
 
-@pytest.fixture(scope="module")
-def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernels as they are on a processor without the instruction."""
-    source = Path(__file__).parents[2] / "ext" / "crc32c.c"
+@pytest.fixture(scope="module", params=["UCM_PORTABLE_CRC32C", "UCM_NARROW_CRC32C"])
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels as they are on a processor without the crc32 instruction, and without wide multiplication."""
+    sources = [Path(__file__).parents[2] / "ext" / name for name in ("crc32c.c", "crc32c_fold.c")]
     compiler = shutil.which("cc") or shutil.which("gcc")
-    if not source.exists() or not compiler:
+    if not sources[0].exists() or not compiler:
         pytest.skip("needs the C sources and a compiler")
-    library = tmp_path_factory.mktemp("portable") / "crc32c.so"
-    flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror", "-DUCM_PORTABLE_CRC32C"]
+    library = tmp_path_factory.mktemp("kernels") / "crc32c.so"
+    flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror", f"-D{request.param}"]
     # The preloaded sanitizer, if there is one, is for the extension and not for the compiler.
-    subprocess.run([compiler, *flags, source, "-o", library], check=True, env={"PATH": "/usr/local/bin:/usr/bin:/bin"})
+    command = [compiler, *flags, *sources, "-o", library]
+    subprocess.run(command, check=True, env={"PATH": "/usr/local/bin:/usr/bin:/bin"})
     made = ctypes.CDLL(str(library))
     made.crc32c_setup()
     made.crc32c_in_hardware.restype = ctypes.c_bool
     made.crc32c_update.restype = made.crc32c_copy.restype = ctypes.c_uint32
+    assert made.crc32c_in_hardware() <= (request.param == "UCM_NARROW_CRC32C")
     return made
 
 
-def test_the_portable_kernels_say_the_same(portable: ctypes.CDLL) -> None:
-    assert not portable.crc32c_in_hardware()
+def test_all_kernels_say_the_same(kernels: ctypes.CDLL) -> None:
     data = noise(5000)
-    for length in [*range(40), 767, 768, 769, 1536, 4999]:
+    for length in [*range(40), 767, 768, 769, 1023, 1024, 1025, 1536, 4999]:
         piece = data[1 : 1 + length]
         where, size = ctypes.c_void_p(address_of(piece)), ctypes.c_size_t(length)
         wanted = native.crc32c(piece, 77)
-        assert portable.crc32c_update(77, where, size) == wanted
+        assert kernels.crc32c_update(77, where, size) == wanted
         target = np.full(length + 2, 0xEE, np.uint8)
-        copied = portable.crc32c_copy(77, ctypes.c_void_p(address_of(target) + 1), where, size, ctypes.c_bool(True))
+        copied = kernels.crc32c_copy(77, ctypes.c_void_p(address_of(target) + 1), where, size, ctypes.c_bool(True))
         assert copied == wanted
         assert np.array_equal(target[1:-1], piece) and target[0] == target[-1] == 0xEE

@@ -81,4 +81,5 @@ def test_mutable_state_belongs_to_objects() -> None:
         ):
             found[match[1]] = path.name
     tables = {name for name, where in found.items() if not name.endswith(("_methods", "_attributes", "_slots"))}
-    assert tables == {"slices", "after_lane", "hardware", "once", "module_definition"}
+    shifts = {"by_rows", "by_line", "by_lane"}
+    assert tables == {"slices", "after_lane", "hardware", "folding", "once", "module_definition"} | shifts
