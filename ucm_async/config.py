@@ -117,8 +117,10 @@ class StoreConfig:
     compress_parts : str
         What a shard is made of, for lossy codecs: "kv", parts of keys and of values in turns; "k" or "v", of these
         alone. Default "v".
-    compress_tokens, compress_channels : int
-        Of a table: a part is one or more of them, C order. Default 1 and 64: values in groups as they come.
+    compress_tokens : int
+        Tokens of a table: a part is one or more tables, C order. Default 1.
+    compress_channels : int
+        Channels of a table. Default 64; with one token: values in groups as they come.
     compress_part_bytes : int
         Bytes of a part. Default 0: one table.
     refuse_lossy : bool

@@ -30,6 +30,8 @@ class BlockWrite:
         Bytes that its file takes, for the stage to account for; settled when room is reserved.
     encoded
         One row: what the header will say of each shard; None as long as all are plain.
+    slot
+        Where it is written to, for stages that have slots; -1: nowhere yet.
     """
 
     block_id: bytes
@@ -39,6 +41,7 @@ class BlockWrite:
     reserved: bool = False
     file_bytes: int = 0
     encoded: EncodedRows | None = None
+    slot: int = -1
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
 
