@@ -85,13 +85,13 @@ class SimulatedMemory(SharedMemory):
         if not self._dead and self._segment.locks.get(byte) is self:
             del self._segment.locks[byte]
 
-    def attach(self) -> bool:
+    def attach(self, nbytes: int = 0) -> bool:
         """See `SharedMemory.attach`."""
         segment = self._segment
         new = segment.fd < 0
         if new:
-            segment.make(self._nbytes)
-        self.memory = mmap.mmap(segment.fd, self._nbytes)
+            segment.make(nbytes or self._nbytes)
+        self.memory = mmap.mmap(segment.fd, 0)
         segment.attached.add(self)
         return new
 
