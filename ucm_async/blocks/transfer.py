@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from ..abc import Batch, Engine
+from ..config import StoreConfig
 from ..engines.arena import Arena
+from ..engines.pool import make_pool
+from ..engines.probe import make_engine
+from ..errors import ConfigError
 from ..types import I64, U64, Status
+from .layout import BlockLayout
 
-__all__ = ["DIRECT_ALIGN", "Transfer", "can_go_direct", "status_of_errno"]
+__all__ = [
+    "DIRECT_ALIGN",
+    "Transfer",
+    "can_go_direct",
+    "close_transfers",
+    "make_transfer",
+    "status_of_errno",
+    "switch_engines",
+]
 
 DIRECT_ALIGN: Final = 4096
 """What O_DIRECT asks of addresses, offsets and lengths. Many devices ask for less; no file system asks for more."""
+
+HEAD_SLOTS: Final = 1024
+"""Blocks of registered memory that a lane has under way."""
+
+SLOTS_MIN: Final = 8
+"""Even for blocks larger than the staging buffer: fewer slots would leave the disk idle between two blocks."""
 
 
 @dataclass(slots=True)
@@ -48,6 +69,67 @@ class Transfer:
         """
         direct = batch.direct and int(batch.piece_sizes.sum()) >= row_bytes_min
         return self.heads if direct and can_go_direct(batch.addresses, batch.piece_sizes) else self.arena
+
+    def statistics(self) -> dict[str, Any]:
+        """Return plain, JSON-ready counters of it all."""
+        return {
+            "counts": dict(self.counts),
+            "engine": dict(self.engine.statistics()),
+            "pool": dict(self.pool.statistics()),
+            "arena": self.arena.statistics(),
+        }
+
+
+async def make_transfer(config: StoreConfig, layout: BlockLayout, lane: str, threads: int, *, direct: bool) -> Transfer:
+    """Make the means of a lane, which its name tells from others, with `threads` for file operations and copies.
+
+    Raises
+    ------
+    ConfigError
+        There is no memory for the slots.
+    """
+    slot = layout.file_bytes
+    slots = max(SLOTS_MIN, int(config.staging_buffer_gb * (1 << 30)) // layout.block_size)
+    try:
+        arena, heads = await asyncio.gather(Arena.create(slot, slots), Arena.create(layout.header_bytes, HEAD_SLOTS))
+    except (OSError, MemoryError) as error:
+        given = config.staging_buffer_gb
+        raise ConfigError(f"staging_buffer_gb: {given}, no memory for {slots} slots of {slot} bytes") from error
+    engine = _make_engine(config, arena, direct=direct)
+    try:
+        return Transfer(make_pool(threads, f"ucm-{lane}"), engine, arena, heads)
+    except BaseException:
+        await engine.aclose()
+        raise
+
+
+def _make_engine(config: StoreConfig, arena: Arena, *, direct: bool) -> Engine:
+    return make_engine(
+        config.io_engine, direct=direct, depth=config.io_depth, max_bytes=0, threads=config.io_threads, memory=arena
+    )
+
+
+async def switch_engines(
+    transfers: Sequence[Transfer], before: StoreConfig, after: StoreConfig, *, direct: bool
+) -> None:
+    """Switch the engines where the configuration asks for others: what the old ones have, they finish."""
+    if all(getattr(before, key) == getattr(after, key) for key in ("io_engine", "io_depth", "io_threads")):
+        return
+    old: list[Engine] = []
+    for transfer in transfers:
+        new = _make_engine(after, transfer.arena, direct=direct)
+        old.append(transfer.engine)
+        transfer.engine = new
+    for engine in old:
+        await engine.aclose()
+
+
+async def close_transfers(transfers: Sequence[Transfer]) -> None:
+    """Close what was made, side by side: freeing the kernel's contexts and joining threads takes its time."""
+    await asyncio.gather(*(one.aclose() for transfer in transfers for one in (transfer.engine, transfer.pool)))
+    for transfer in transfers:
+        transfer.arena.close()
+        transfer.heads.close()
 
 
 def can_go_direct(addresses: U64, piece_sizes: I64) -> bool:

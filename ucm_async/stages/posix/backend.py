@@ -20,26 +20,23 @@ may remove it.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ...blocks.directory import QUARANTINE, choose_direct, make_directory, namespace_root
 from ...config import StoreConfig
-from ...engines.probe import probe_direct
 from ...engines.system import System, current_system
 from ...errors import ConfigError
 
-__all__ = ["Backend", "open_backend"]
+__all__ = ["QUARANTINE", "Backend", "open_backend"]
 
 _log = logging.getLogger("ucm_async.posix")
 
 WRITERS: Final = "writers"
-QUARANTINE: Final = "quarantine"
 WRITER_NAME_BYTES: Final = len(WRITERS) + 1 + 16
 WRITER_FANOUT: Final = 16
 """Directories that a writer spreads its files over.
@@ -128,55 +125,16 @@ def open_backend(path: str, config: StoreConfig) -> Backend:
     Raises
     ------
     ConfigError
-        It is missing, not a directory, or not writable.
+        It is missing, not a directory, or not writable; or it holds blocks in another layout.
     """
-    fingerprint = config.namespace_fingerprint()
-    root = Path(path) / f"{_slug(config.namespace)}-{fingerprint.hex()}"
-    backend = Backend(path, root)
+    backend = Backend(path, namespace_root(path, config))
     try:
-        for directory in (path, root, root / WRITERS, root / QUARANTINE):
-            with contextlib.suppress(FileExistsError):
-                backend.system.mkdir(directory)
-                backend.fresh |= directory == root
-        _make_last(backend)
-        _describe(backend, config)
+        backend.fresh = make_directory(backend.system, path, config, "posix", (WRITERS, QUARANTINE))
         _claim_writer(backend)
     except OSError as error:
         raise ConfigError(f"storage_backends: {path!r}: {error.strerror}; it must be a writable directory") from error
-    _choose_direct(backend, config)
+    backend.direct, backend.direct_reason = choose_direct(config, path, backend.root / backend.writer)
     return backend
-
-
-def _slug(namespace: str) -> str:
-    """Make a namespace readable in a listing; the fingerprint tells namespaces apart, not this."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", namespace)[:48].strip("._") or "namespace"
-
-
-def _make_last(backend: Backend) -> None:
-    """Bring the names of the backend and of the namespace to the medium, whoever made them.
-
-    A dump that is synced does the same for what is below; without this, a power cut takes the whole namespace.
-    """
-    for directory in (Path(backend.path).absolute().parent, Path(backend.path)):
-        try:
-            backend.system.sync_directory(directory)
-        except OSError as error:  # no right to read it, or a file system that has no such thing
-            _log.warning("%s: its names may not survive a power cut: %s", directory, error.strerror)
-
-
-def _describe(backend: Backend, config: StoreConfig) -> None:
-    """Leave a note for people, once."""
-    note = backend.root / "namespace.json"
-    if backend.system.exists(note):
-        return
-    about = {
-        "format": "ucm_async posix",
-        "version": 1,
-        "namespace": config.namespace,
-        "block_size": config.block_size,
-        "shard_size": config.shard_size,
-    }
-    backend.system.write_whole(note, (json.dumps(about, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -227,13 +185,3 @@ def _remove_dead_writers(system: System, writers: Path) -> int:
             if fd >= 0:
                 system.close(fd)
     return removed
-
-
-def _choose_direct(backend: Backend, config: StoreConfig) -> None:
-    """Use O_DIRECT if it is wanted and works here."""
-    if config.io_direct is False:
-        backend.direct_reason = "io_direct is off"
-        return
-    backend.direct, backend.direct_reason = probe_direct(backend.root / backend.writer)
-    if not backend.direct and config.io_direct is True:
-        _log.warning("%s: no O_DIRECT here (%s), going on with buffered I/O", backend.path, backend.direct_reason)

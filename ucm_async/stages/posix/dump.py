@@ -86,7 +86,8 @@ class Dumper(BlockDumper[OwnFiles]):
         return stored
 
     async def _sync_stored(self, ids: U8) -> I64:
-        result = await self._files.sync(ids, choose_backend(ids, self._seeds), self.transfer.pool)
+        async with self._changing():  # where a sync fails, a file is set aside
+            result = await self._files.sync(ids, choose_backend(ids, self._seeds), self.transfer.pool)
         if result.any():
             self._known.removed(ids[result != 0])
         return result

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final
 
 import numpy as np
 
 from ... import native
-from ...types import I64, U8, U64
+from ...blocks.spread import backend_seeds, choose_backend, mix
+from ...types import U8
 
 __all__ = [
     "PATH_BYTES",
+    "backend_seeds",
     "block_paths",
     "choose_backend",
     "paths_below",
@@ -20,15 +21,6 @@ __all__ = [
 
 _HEX: Final = np.frombuffer(b"".join(b"%02x" % i for i in range(256)), dtype=np.uint8).reshape(256, 2)
 PATH_BYTES: Final = 36
-_LOW: Final = np.uint64(0x9E3779B97F4A7C15)  # odd constants; any would do, but they are part of the format
-_HIGH: Final = np.uint64(0xC2B2AE3D27D4EB4F)
-
-
-def mix(ids: U8) -> U64:
-    """Return 64 well-mixed bits of each id: ids may be consecutive numbers, or share most of their bytes."""
-    mixed = np.empty(len(ids), dtype=np.uint64)
-    native.mix_ids(ids, mixed)
-    return mixed
 
 
 def subdirectories(ids: U8) -> U8:
@@ -50,29 +42,3 @@ def paths_below(directory: str, ids: U8) -> U8:
     out[:, : len(prefix)] = prefix
     out[:, len(prefix) : -1] = _HEX[ids].reshape(len(ids), 32)
     return out
-
-
-def backend_seeds(paths: tuple[str, ...]) -> U64:
-    """Return a 64-bit seed for each backend: the first 8 bytes of BLAKE2b of its path."""
-    digests = b"".join(hashlib.blake2b(path.encode(), digest_size=8).digest() for path in paths)
-    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
-
-
-def choose_backend(ids: U8, seeds: U64) -> I64:
-    """Spread blocks over backends by rendezvous hashing (Thaler and Ravishankar, 1998).
-
-    A block goes to the backend whose seed, mixed with the id, gives the largest number: adding or removing a backend
-    moves only the blocks that go to it or were on it, and the order of the backends does not matter.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64, shape (n,): position in `seeds`.
-    """
-    if len(seeds) == 1:
-        return np.zeros(len(ids), dtype=np.int64)
-    score = (mix(ids)[:, None] ^ seeds[None, :]) * _HIGH
-    score ^= score >> np.uint64(31)
-    score *= _LOW
-    best: I64 = np.argmax(score, axis=1).astype(np.int64)
-    return best

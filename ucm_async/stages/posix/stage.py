@@ -10,14 +10,11 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from ...abc import Batch, Engine, Lower, SmallLoad, Stage
+from ...abc import Batch, Lower, SmallLoad, Stage
 from ...blocks.layout import BlockLayout
-from ...blocks.transfer import Transfer
+from ...blocks.transfer import Transfer, close_transfers, make_transfer, switch_engines
 from ...blocks.writes import BlockWrites
 from ...config import StoreConfig
-from ...engines.arena import Arena
-from ...engines.pool import make_pool
-from ...engines.probe import make_engine
 from ...errors import ConfigError
 from ...space import WEIGHT_LOOKUP
 from ...types import U8, Bools
@@ -36,9 +33,6 @@ _log = logging.getLogger("ucm_async.posix")
 LOAD_POOL_THREADS: Final = 2
 DUMP_POOL_THREADS: Final = 4
 """Dumps create and rename files, which waits for the journal; loads open and check, which waits for nothing."""
-
-HEAD_SLOTS: Final = 1024
-"""Blocks of registered memory that a lane has under way."""
 
 SEGMENT_MIN: Final = 256
 SEGMENT_MAX: Final = 2048
@@ -96,8 +90,9 @@ class PosixStage(Stage):
         if all(backend.error for backend in self._backends):
             raise ConfigError(self._backends[0].error)
         self._direct = all(backend.direct for backend in self._backends if not backend.error)
-        loads = asyncio.ensure_future(self._make_transfer("load", LOAD_POOL_THREADS))
-        dumps = asyncio.ensure_future(self._make_transfer("dump", DUMP_POOL_THREADS))
+        made = (self.config, self._layout)
+        loads = asyncio.ensure_future(make_transfer(*made, "load", LOAD_POOL_THREADS, direct=self._direct))
+        dumps = asyncio.ensure_future(make_transfer(*made, "dump", DUMP_POOL_THREADS, direct=self._direct))
         known = asyncio.ensure_future(asyncio.to_thread(KnownBlocks, self.config.known_blocks_max))
         making = (loads, dumps, known)
         await asyncio.wait(making)
@@ -151,50 +146,11 @@ class PosixStage(Stage):
                 _log.error("backend left out: %s", error)
             return Backend(path, root=None, error=str(error))  # type: ignore[arg-type]  # nobody asks a dead one
 
-    async def _make_transfer(self, lane: str, threads: int) -> Transfer:
-        slot = self._layout.file_bytes
-        slots = max(_SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // self._layout.block_size)
-        try:
-            arena, heads = await asyncio.gather(
-                Arena.create(slot, slots), Arena.create(self._layout.header_bytes, HEAD_SLOTS)
-            )
-        except (OSError, MemoryError) as error:
-            given = self.config.staging_buffer_gb
-            raise ConfigError(f"staging_buffer_gb: {given}, no memory for {slots} slots of {slot} bytes") from error
-        engine = self._make_engine(self.config, arena)
-        try:
-            return Transfer(make_pool(threads, f"ucm-{lane}"), engine, arena, heads)
-        except BaseException:
-            await engine.aclose()
-            raise
-
-    def _make_engine(self, config: StoreConfig, arena: Arena) -> Engine:
-        return make_engine(
-            config.io_engine,
-            direct=self._direct,
-            depth=config.io_depth,
-            max_bytes=0,
-            threads=config.io_threads,
-            memory=arena,
-        )
-
     async def setup(self, config: StoreConfig) -> None:
         """Switch the engines: what the old ones have, they finish; what comes goes to the new ones."""
-        changed = (config.io_engine, config.io_depth, config.io_threads) != (
-            self.config.io_engine,
-            self.config.io_depth,
-            self.config.io_threads,
-        )
+        before = self.config
         await super().setup(config)
-        if not changed:
-            return
-        old: list[Engine] = []
-        for transfer in (self._loader.transfer, self._dumper.transfer):
-            new = self._make_engine(config, transfer.arena)
-            old.append(transfer.engine)
-            transfer.engine = new
-        for engine in old:
-            await engine.aclose()
+        await switch_engines((self._loader.transfer, self._dumper.transfer), before, config, direct=self._direct)
 
     async def aclose(self) -> None:
         """Finish late completions, then free everything. Idempotent."""
@@ -211,12 +167,8 @@ class PosixStage(Stage):
         await self._space.manager.aclose()
 
     async def _free(self, transfers: list[Transfer]) -> None:
-        """Close what was made, side by side: freeing the kernel's contexts and joining threads takes its time."""
         backends, self._backends = self._backends, []
-        await asyncio.gather(*(one.aclose() for transfer in transfers for one in (transfer.engine, transfer.pool)))
-        for transfer in transfers:
-            transfer.arena.close()
-            transfer.heads.close()
+        await close_transfers(transfers)
         await asyncio.gather(*(asyncio.to_thread(backend.close) for backend in backends))
 
     # ---- the lanes
@@ -292,19 +244,6 @@ class PosixStage(Stage):
             "space": self._space.manager.statistics(),
             "known_blocks": len(self._known),
             "partial_blocks": len(self._writes),
-            "load": _transfer_statistics(self._loader.transfer),
-            "dump": _transfer_statistics(self._dumper.transfer),
+            "load": self._loader.transfer.statistics(),
+            "dump": self._dumper.transfer.statistics(),
         }
-
-
-def _transfer_statistics(transfer: Transfer) -> dict[str, Any]:
-    return {
-        "counts": dict(transfer.counts),
-        "engine": dict(transfer.engine.statistics()),
-        "pool": dict(transfer.pool.statistics()),
-        "arena": transfer.arena.statistics(),
-    }
-
-
-_SLOTS_MIN: Final = 8
-"""Even for blocks larger than the staging buffer: fewer slots would leave the disk idle between two blocks."""
