@@ -9,6 +9,7 @@ import asyncio
 import errno
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..abc import Batch
 from ..engines import requests as rq
 from ..engines.arena import Arena
 from ..engines.chains import ChainTable, copy_requests
-from ..engines.waits import completed, patient
+from ..engines.waits import Haste, completed, patient_in_haste
 from ..errors import BackendIOError, CorruptError, StoreError
 from ..native import LoadChains
 from ..tasks import Cuts, cut_row, group_rows, rank_in_group
@@ -69,6 +70,8 @@ class Reading(Generic[PlaceT]):
         Bool (g,): the slots that are not given back yet.
     apart
         The rows are read again, each for itself.
+    haste
+        Called when a deadline of the batch has moved closer.
     spoilt
         Rows to be read again, each for itself and into slots: a read of their block failed, perhaps that of another
         row; or what lies in the caller's memory is not what was read; or another task that wanted the block gave up.
@@ -90,6 +93,7 @@ class Reading(Generic[PlaceT]):
     wanted: I64
     held: Bools
     apart: bool
+    haste: Haste
     spoilt: list[int] = field(default_factory=list)
 
     @property
@@ -202,8 +206,9 @@ class BlockLoader(ABC, Generic[PlaceT]):
         held = np.ones(len(ids), dtype=np.bool_)
         reading = Reading(
             batch, rows, group, ids, place, arena, slots, arena.address(slots), shards, cuts, rank, ranks,
-            _NO_CHAINS, _NOTHING, held, apart,
+            _NO_CHAINS, _NOTHING, held, apart, Haste(),
         )  # fmt: skip
+        batch.when_hurried(reading.haste)
         if len(ids) == len(rows):
             self._write_rows(reading)
         else:
@@ -299,7 +304,8 @@ class BlockLoader(ABC, Generic[PlaceT]):
         waiting = np.ones(len(groups), dtype=np.bool_)
         again = np.zeros(len(groups), dtype=np.bool_)
         while True:
-            everything = await patient(done, self._patience_s(reading.batch, len(groups)))
+            patience_s = partial(self._patience_s, reading.batch, len(groups))
+            everything = await patient_in_haste(done, patience_s, reading.haste)
             if everything and waiting.all() and self._all_good(reading, groups):
                 reading.batch.report(reading.rows, Status.OK)
                 self._came(reading, groups)
