@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import ucm_async as ucm
-from ucm_async.engines.arena import Arena
 from ucm_async.blocks import transfer as posix_stage
+from ucm_async.engines.arena import Arena
 
 from .processes import child, finish
 from .support import ENGINES, check_blocks, content, descriptors_below, home, keys, poisoned, quiet, temporary, writers

@@ -36,7 +36,7 @@ class SharedMemory:
     path
         The file; made if it is missing.
     nbytes
-        Of the memory.
+        Of the memory, if it has to be made.
 
     Attributes
     ----------
@@ -79,8 +79,13 @@ class SharedMemory:
 
     # ---- memory
 
-    def attach(self) -> bool:
+    def attach(self, nbytes: int = 0) -> bool:
         """Map the memory; True if it is new, and zeros. One process at a time: hold a lock that the others wait for.
+
+        Parameters
+        ----------
+        nbytes
+            How many it gets if it is new, in place of what the constructor was told. What is there keeps its length.
 
         Raises
         ------
@@ -90,6 +95,7 @@ class SharedMemory:
         """
         name = os.pread(self._fd, NAME_BYTES, 0).rstrip(b"\0").decode(errors="replace")
         new = False
+        self._nbytes = nbytes or self._nbytes
         try:
             fd = os.open(MEMORY_DIRECTORY / (name or "-"), os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -99,7 +105,7 @@ class SharedMemory:
             fd, name, new = *self._create(), True
         try:
             self._lock(fcntl.F_RDLCK, _ALIVE, wait=True)
-            self.memory = mmap.mmap(fd, self._nbytes)
+            self.memory = mmap.mmap(fd, 0)
             self._object = MEMORY_DIRECTORY / name
         finally:
             os.close(fd)
@@ -145,10 +151,11 @@ class PrivateMemory(SharedMemory):
     def __init__(self, nbytes: int) -> None:
         self._fd = -1
         self._object = None
-        self.memory = mmap.mmap(-1, nbytes)
+        self._nbytes = nbytes
 
-    def attach(self) -> bool:
+    def attach(self, nbytes: int = 0) -> bool:
         """See `SharedMemory.attach`: it is new."""
+        self.memory = mmap.mmap(-1, nbytes or self._nbytes)
         return True
 
     @property
@@ -161,4 +168,6 @@ class PrivateMemory(SharedMemory):
 
     def close(self) -> None:
         """See `SharedMemory.close`."""
-        self.memory.close()
+        if hasattr(self, "memory"):
+            with contextlib.suppress(BufferError):
+                self.memory.close()

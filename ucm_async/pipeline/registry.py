@@ -20,7 +20,9 @@ ENTRY_POINT_GROUP: Final = "ucm_async.stages"
 
 _BUILT_IN: Final = {
     "Cache": "ucm_async.stages.cache:CacheStage",
+    "Compress": "ucm_async.stages.compress:CompressStage",
     "Posix": "ucm_async.stages.posix:PosixStage",
+    "Slab": "ucm_async.stages.slab:SlabStage",
     "Empty": "ucm_async.stages.empty:EmptyStage",
     "Fake": "ucm_async.stages.fake:FakeStage",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypedDict
 
@@ -13,7 +13,7 @@ from ..abc import AsyncResource
 from ..engines.system import current_system
 from ..engines.waits import patient
 from ..errors import ConfigError
-from ..types import U8
+from ..types import U8, Bools
 from .collector import Collector, Shortage
 from .hotfile import HotFiles
 from .hotness import Hotness
@@ -422,6 +422,15 @@ class SpaceManager(AsyncResource):
     def forget(self, ids: U8) -> None:
         """Forget blocks that are gone."""
         self.hotness.forget(ids)
+
+    async def coldest(self, count: int, keep: Callable[[U8], Bools]) -> U8:
+        """Return up to `count` of the coldest blocks, for a stage that makes room by itself; see `Hotness.coldest`.
+
+        One call at a time. None if nothing cold is remembered: other processes may know of blocks that this one does
+        not.
+        """
+        await self._recorder.catch_up()
+        return await self.hotness.coldest(count, keep)
 
     # ---- what happened
 

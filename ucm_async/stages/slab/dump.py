@@ -1,0 +1,170 @@
+"""Dumping into slots: take a slot, write header and data in one request, publish; nothing is created or renamed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from typing import ClassVar
+
+import numpy as np
+
+from ...blocks.dumping import AGAIN, NO_ROOM, BlockDumper, Writing
+from ...blocks.layout import BlockLayout
+from ...blocks.transfer import Transfer
+from ...blocks.writes import BlockWrite, BlockWrites
+from ...engines import requests as rq
+from ...space import WEIGHT_DUMP
+from ...types import I64, U8, Bools
+from .load import Touch
+from .slabs import ELSEWHERE, PUBLISHED, Place, Slabs, stamp_now
+from .syncing import Syncs
+
+__all__ = ["Dumper", "TakeSlots"]
+
+TakeSlots = Callable[[int, int, float], Awaitable[I64]]
+"""Told a backend, how many slots are wanted and how long that may take in seconds; returns as many as there are."""
+
+
+class Dumper(BlockDumper[Place]):
+    """Takes batches into the slots of several backends."""
+
+    lead: ClassVar[int] = 1  # the mark of a slot that will hold half a block for a while
+
+    def __init__(
+        self,
+        layout: BlockLayout,
+        namespace: bytes,
+        slabs: Slabs,
+        touch: Touch,
+        take: TakeSlots,
+        transfer: Transfer,
+        writes: BlockWrites,
+    ) -> None:
+        super().__init__(layout, namespace, transfer, writes)
+        self._slabs = slabs
+        self._touch = touch
+        self._take = take
+        self._syncs = Syncs(slabs)
+        self._turn = asyncio.Lock()
+
+    # ---- blocks that are there
+
+    async def _find_stored(self, ids: U8) -> Bools:
+        slots, _ = self._slabs.find(ids, self._slabs.choose(ids), stamp_now())
+        stored: Bools = slots >= 0
+        self._touch(np.ascontiguousarray(ids[stored]), WEIGHT_DUMP)
+        return stored
+
+    def _known_stored(self, ids: U8) -> Bools:
+        return np.asarray(self._slabs.find(ids, self._slabs.choose(ids))[0] >= 0)
+
+    async def _sync_stored(self, ids: U8) -> I64:
+        slabs = self._slabs
+        await slabs.refresh()
+        backend = slabs.choose(ids)
+        slots, words = slabs.find(ids, backend)
+        there = slots >= 0
+        result = np.full(len(ids), -errno.ENOENT)
+        result[there] = await self._syncs.sync(backend[there], slots[there], self.transfer.pool)
+        failed = (result < 0) & there
+        if failed.any():  # the kernel forgets what it could not write: nothing in there can be relied on
+            mine = np.flatnonzero(failed)[slabs.withdraw(backend[failed], slots[failed], words[failed])]
+            slabs.spoil(backend[mine], slots[mine])
+        moved = there & (slabs.words(backend, slots) != words) & ~failed
+        result[moved] = -errno.ENOENT
+        return result
+
+    # ---- room
+
+    def _locate(self, ids: U8, writes: list[BlockWrite]) -> Place:
+        return self._slabs.place_to_write(ids)
+
+    async def _make_room(self, writing: Writing[Place]) -> None:
+        """Take slots; blocks that are begun have theirs. Of two batches of one block, only one takes a slot."""
+        async with nullcontext() if writing.completes.all() else self._turn:
+            await self._take_slots(writing)
+        await self._slabs.refresh()
+
+    async def _take_slots(self, writing: Writing[Place]) -> None:
+        backend = writing.place.backend
+        new = np.array([write.slot < 0 for write in writing.writes], dtype=np.bool_)
+        writing.failed[self._slabs.dead[backend]] = errno.EIO
+        for position in np.unique(backend[new & (writing.failed == 0)]).tolist():
+            groups = np.flatnonzero(new & (backend == position))
+            taken = await self._take(position, len(groups), writing.batch.patience_s())
+            for g, slot in zip(groups.tolist(), taken.tolist(), strict=False):
+                writing.writes[g].slot = slot
+            writing.failed[groups[len(taken) :]] = NO_ROOM
+            self.transfer.counts["refused"] += len(groups) - len(taken)
+
+    def _slots(self, writing: Writing[Place], groups: I64) -> I64:
+        return np.array([writing.writes[g].slot for g in groups.tolist()], dtype=np.int64)
+
+    # ---- chains
+
+    def _aim(self, writing: Writing[Place], writes: rq.Requests, owner: I64) -> None:
+        backend, slots = writing.place.backend[owner], self._slots(writing, owner)
+        groups, mine = np.unique(owner, return_inverse=True)
+        writes["fd"] = self._slabs.descriptors(backend, slots, self._fits_direct(writing, groups)[mine])
+        writes["offset"] += self._slabs.offsets(backend, slots)
+        writing.place.several |= np.bincount(owner, minlength=len(writing.ids)) > 1
+
+    def _put_ends(self, writing: Writing[Place], fine: I64, table: rq.Requests) -> object:
+        """Mark slots that will hold half a block: what is in them begins with the header of one that was evicted."""
+        begins = np.array([not writing.writes[g].done for g in fine.tolist()], dtype=np.bool_)
+        rows = np.flatnonzero(begins & (writing.place.several[fine] | ~writing.completes[fine]))
+        if len(rows):
+            groups = fine[rows]
+            marks = rq.new_requests(len(rows))
+            self._slabs.put_mark(marks, writing.place.backend[groups], self._slots(writing, groups))
+            table[rows, 0] = marks
+        return None
+
+    # ---- the end
+
+    async def _commit(self, writing: Writing[Place]) -> None:
+        """Make blocks findable, after they are on the medium if that was asked for."""
+        whole = np.flatnonzero(writing.completes & (writing.failed == 0))
+        if len(whole) and writing.batch.durability == "synced":
+            backend, slots = writing.place.backend[whole], self._slots(writing, whole)
+            result = await self._syncs.sync(backend, slots, self.transfer.pool)
+            writing.failed[whole] = -result
+            writing.lost[whole] = result < 0
+            whole = whole[result == 0]
+        if len(whole):
+            await self._publish(writing, whole)
+
+    async def _publish(self, writing: Writing[Place], whole: I64) -> None:
+        ids, backend, slots = writing.ids[whole], writing.place.backend[whole], self._slots(writing, whole)
+        outcome = self._slabs.publish(backend, slots, ids)
+        done, lost = outcome == PUBLISHED, outcome == ELSEWHERE
+        writing.lost[whole] = True
+        writing.failed[whole[~done & ~lost]] = NO_ROOM
+        for g in whole[done].tolist():
+            writing.writes[g].slot = -1
+        self.transfer.counts["commits"] += int(done.sum())
+        self._touch(np.ascontiguousarray(ids[done | lost]), WEIGHT_DUMP)
+        if not lost.any():
+            return
+        self.transfer.counts["commits_lost"] += int(lost.sum())  # another writer's copy is as good
+        await self._give_slots([writing.writes[g] for g in whole[lost].tolist()], backend[lost])
+        if writing.batch.durability == "synced":
+            result = await self._sync_stored(np.ascontiguousarray(ids[lost]))
+            writing.failed[whole[lost]] = np.where(result == -errno.ENOENT, AGAIN, -result)
+
+    async def _clear(self, ids: U8, writes: list[BlockWrite]) -> None:
+        await self._give_slots(writes, self._slabs.choose(ids))
+
+    async def _give_slots(self, writes: list[BlockWrite], backend: I64) -> None:
+        """Give back the slots of blocks that are given up."""
+        slots = np.array([write.slot for write in writes], dtype=np.int64)
+        for write in writes:
+            write.slot = -1
+        begun = slots >= 0
+        bad = begun & self._syncs.failed(backend, slots)
+        self._slabs.spoil(backend[bad], slots[bad])
+        good = begun & ~bad
+        if good.any():
+            await self._slabs.give_marked(backend[good], slots[good], self.transfer.engine)

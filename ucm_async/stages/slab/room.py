@@ -1,0 +1,205 @@
+"""Slots for dumps: free ones, those of a new segment, and those of the coldest blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from typing import Final
+
+import numpy as np
+
+from ...blocks.transfer import Transfer
+from ...space import SpaceManager
+from ...types import I64, U8, U64, Bools
+from .slab import STORED, Slab
+from .slabs import Slabs, stamp_now
+
+__all__ = ["Room"]
+
+_log = logging.getLogger("ucm_async.slab")
+
+PATIENCE_S: Final = 0.5
+"""So long a dump waits for a slot where every block is busy."""
+
+POLL_S: Final = 0.005
+GROW_PAUSE_S: Final = 1.0
+"""After a segment was refused, for want of space, none is asked for again for so long."""
+
+BUSY_S: Final = 2
+"""A block that any process asked for so lately is not evicted, as long as there are others."""
+
+
+class Room:
+    """Sees to it that dumps get slots, within what the store may occupy.
+
+    Parameters
+    ----------
+    slabs
+        The slots.
+    manager
+        Of the space; its places are the backends that could be opened.
+    places
+        Place of each backend, -1 for one that could not be opened.
+    transfer
+        That of dumps.
+
+    Attributes
+    ----------
+    evicted, grown
+        Blocks that made room, and segments that were made.
+    """
+
+    def __init__(self, slabs: Slabs, manager: SpaceManager, places: list[int], transfer: Transfer) -> None:
+        self._slabs = slabs
+        self._manager = manager
+        self._places = places
+        self._transfer = transfer
+        self._loop = asyncio.get_running_loop()
+        self._turns = [asyncio.Lock() for _ in places]
+        self._refused_until = [0.0] * len(places)
+        self._oldest: list[tuple[I64, U64]] = [(_NO_SLOTS, _NO_WORDS)] * len(places)
+        self.evicted = self.grown = 0
+
+    async def take(self, backend: int, count: int, patience_s: float) -> I64:
+        """Take up to `count` slots of a backend, int64 (n,): fewer if no more can be had for some time."""
+        taken = self._take(backend, count)
+        if len(taken) == count:
+            return taken
+        async with self._turns[backend]:
+            until = self._loop.time() + min(patience_s, PATIENCE_S)
+            try:
+                while len(taken) < count:
+                    more = await self._find(backend, count - len(taken))
+                    if not len(more):
+                        if self._loop.time() > until:
+                            break
+                        await asyncio.sleep(POLL_S)
+                    taken = np.concatenate((taken, more))
+            except BaseException:
+                self._slabs.give(np.full(len(taken), backend), taken)
+                raise
+        return taken
+
+    async def _find(self, backend: int, count: int) -> I64:
+        """Take slots, wherever they come from; none if there are none just now."""
+        for way in (self._grow, self._evict):
+            taken = self._take(backend, count)
+            if not len(taken):
+                taken = await way(backend, count)
+            if len(taken):
+                break
+        return taken
+
+    def _slab(self, backend: int) -> Slab:
+        slab = self._slabs.slabs[backend]
+        assert slab is not None, "a backend that could not be opened has no slots"
+        return slab
+
+    def _take(self, backend: int, count: int) -> I64:
+        slots = np.zeros(count, dtype=np.int64)
+        return slots[: self._slab(backend).table.take(slots)]
+
+    # ---- a new segment
+
+    async def _grow(self, backend: int, count: int) -> I64:
+        """Take slots of a new segment, or of one that another process made; none if there is no space for one."""
+        slab = self._slab(backend)
+        if self._loop.time() < self._refused_until[backend]:
+            return _NO_SLOTS
+        await slab.memory.acquire()
+        try:
+            taken = self._take(backend, count)
+            if len(taken):
+                return taken
+            absent = np.flatnonzero(slab.memory.present == 0)
+            if len(absent) and await self._make(slab, self._places[backend], int(absent[0])):
+                return self._take(backend, count)
+        finally:
+            await asyncio.to_thread(slab.memory.release)
+        self._refused_until[backend] = self._loop.time() + GROW_PAUSE_S
+        return _NO_SLOTS
+
+    async def _make(self, slab: Slab, place: int, number: int) -> bool:
+        geometry, manager = slab.geometry, self._manager
+        nbytes = geometry.segment_bytes
+        if not manager.reserve(place, nbytes):
+            return False
+        failed = errno.EIO
+        try:
+            async with manager.changing():
+                failed = await slab.files.create(geometry, number, self._transfer.pool)
+                if not failed:
+                    manager.commit(place, nbytes)
+        finally:
+            if failed:
+                manager.release(place, nbytes)
+        if failed:
+            level = logging.INFO if failed in (errno.ENOSPC, errno.EDQUOT) else logging.WARNING
+            _log.log(level, "%s: no new segment: %s", slab.backend.home, os.strerror(failed))
+            return False
+        slab.memory.came(number)
+        await asyncio.to_thread(slab.table.add, geometry.first(number), geometry.slots)
+        self.grown += 1
+        return True
+
+    # ---- the coldest blocks
+
+    async def _evict(self, backend: int, count: int) -> I64:
+        """Take slots of blocks that are cold and not busy; the blocks cannot be found from then on."""
+        manager, slabs = self._manager, self._slabs
+
+        def keep(ids: U8) -> Bools:
+            return np.asarray(self.busy(ids) | (slabs.choose(ids) != backend))
+
+        ids = await manager.coldest(count, keep)
+        where = np.full(len(ids), backend)
+        slots, words = slabs.find(ids, where)
+        manager.forget(ids)
+        there = slots >= 0
+        slots, words = slots[there], words[there]
+        if not len(slots):
+            slots, words = await self._oldest_slots(backend, count)
+        got = slots[slabs.withdraw(np.full(len(slots), backend), slots, words)]
+        self.evicted += len(got)
+        return got
+
+    def busy(self, ids: U8) -> Bools:
+        """Tell which blocks this store is reading or writing: bool, shape (n,)."""
+        moving = self._slabs.in_transfer()
+        if not moving:
+            return np.zeros(len(ids), dtype=np.bool_)
+        return np.isin(_words(ids), _words(np.concatenate(moving)))
+
+    async def _oldest_slots(self, backend: int, count: int) -> tuple[I64, U64]:
+        """Return stored slots that were not asked for for the longest time: what only other processes know of."""
+        slots, words = self._oldest[backend]
+        if not len(slots):
+            slots, words = await asyncio.to_thread(self._find_oldest, backend)
+        self._oldest[backend] = slots[count:], words[count:]
+        return slots[:count], words[:count]
+
+    def _find_oldest(self, backend: int) -> tuple[I64, U64]:
+        slab, per = self._slab(backend), self._slabs.geometry(backend).slots
+        segments = np.flatnonzero(slab.memory.present).tolist()
+        scans = [slab.scan(segment) for segment in segments]
+        if not scans:
+            return _NO_SLOTS, _NO_WORDS
+        states, ids, stamps = (np.concatenate(column) for column in zip(*scans, strict=True))
+        numbers = np.concatenate([slab.geometry.first(segment) + np.arange(per) for segment in segments])
+        words = self._slabs.words(np.full(len(numbers), backend), numbers)
+        there = (states == STORED) & (stamps < stamp_now() - BUSY_S) & ~self.busy(ids)
+        order = np.flatnonzero(there)[np.argsort(stamps[there], kind="stable")]
+        order = order[: max(1, len(order) // 16)]
+        return numbers[order], words[order]
+
+
+def _words(ids: U8) -> U64:
+    """One word an id, so that sets of them are quickly compared: two that agree in it are taken for the same."""
+    words = np.ascontiguousarray(ids).view("<u8")
+    return np.asarray(words[:, 0] ^ (words[:, 1] * np.uint64(0x9E3779B97F4A7C15)))
+
+
+_NO_SLOTS: Final = np.zeros(0, dtype=np.int64)
+_NO_WORDS: Final = np.zeros(0, dtype=np.uint64)

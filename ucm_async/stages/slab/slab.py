@@ -1,0 +1,289 @@
+"""The slots of one backend: opened, recovered, grown, shrunk, and closed with a checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...blocks.layout import BlockLayout
+from ...blocks.transfer import Transfer
+from ...config import StoreConfig
+from ...errors import ConfigError
+from ...native import SlotTable
+from ...types import BLOCK_ID_BYTES, I64, U8
+from .backend import SlabBackend
+from .checkpoint import CHECKPOINT_NAME, Checkpoint, pack_checkpoint, unpack_checkpoint
+from .layout import SlabGeometry
+from .memory import SlabMemory
+from .recovery import Headers, Progress, fill, name_bad, read_headers
+from .segments import FoundSegment, SegmentFiles
+
+__all__ = ["STORED", "TAKEN", "Slab"]
+
+_log = logging.getLogger("ucm_async.slab")
+
+LOCK_NAME: Final = "lock"
+
+UNBOUNDED_SLOTS: Final = 1 << 20
+"""Slots of a backend where no bound is set: the table takes 50 bytes of shared memory for each."""
+
+DEAD_REST_S: Final = 1.0
+"""What the dead had taken rests so long: the kernel may still have a write of theirs."""
+
+
+class Slab:
+    """The slots of one backend, for one open store.
+
+    Parameters
+    ----------
+    backend
+        Open.
+    config
+        Of the store.
+    layout
+        Of a block; a slot has the bytes of its file.
+
+    Attributes
+    ----------
+    backend, memory
+        Where the slots are, and what is known of them.
+    files
+        Of the segments.
+    geometry
+        Of the segments, once it is open.
+    recovered
+        Where the index came from: "memory", "checkpoint", "headers", or "nothing" for an empty directory.
+    dropped
+        Slots that held no block and were not empty, when headers were read.
+    """
+
+    def __init__(self, backend: SlabBackend, config: StoreConfig, layout: BlockLayout) -> None:
+        self.backend = backend
+        self._config = config
+        self._layout = layout
+        self._namespace = config.namespace_fingerprint()
+        self.files = SegmentFiles(backend, self._namespace, layout.file_bytes)
+        self.recovered = ""
+        self.dropped = 0
+        self._dead: dict[int, float] = {}
+
+    @property
+    def geometry(self) -> SlabGeometry:
+        """See the class."""
+        return self.memory.geometry
+
+    @property
+    def table(self) -> SlotTable:
+        """The slots and what they hold."""
+        return self.memory.table
+
+    # ---- opening
+
+    async def open(self, transfer: Transfer, progress: Progress | None = None) -> None:
+        """Join the stores that use the directory, as the first one after filling the table.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be shared; or something is damaged and ``recover`` is "strict".
+        OSError
+            It cannot be read, or there is no shared memory.
+        """
+        backend = self.backend
+        self.memory = memory = await asyncio.to_thread(SlabMemory, backend.system, backend.home / LOCK_NAME)
+        try:
+            await memory.acquire()
+            try:
+                await self._join(transfer, progress)
+            finally:
+                await asyncio.to_thread(memory.release)
+        except BaseException:
+            await asyncio.to_thread(memory.close)
+            raise
+
+    async def _join(self, transfer: Transfer, progress: Progress | None) -> None:
+        memory = self.memory
+        found = await self.files.survey(transfer.pool)
+        geometry, segments_max = await asyncio.to_thread(self._plan, found)
+        new = await asyncio.to_thread(memory.attach, geometry, segments_max)
+        try:
+            await asyncio.to_thread(memory.join)
+            if new:
+                await self._recover(found, transfer, progress)
+                memory.ready()
+            else:
+                self.recovered = "memory"
+        except BaseException:
+            await asyncio.to_thread(memory.leave)
+            if new:
+                memory.remove()
+            raise
+
+    def _plan(self, found: list[FoundSegment]) -> tuple[SlabGeometry, int]:
+        """Choose what the table is made for, if it must be made. Blocks."""
+        config, there = self._config, sum(one.nbytes for one in found)
+        bounds = [bound for bound in (config.posix_capacity_gb, config.namespace_quota_gb) if bound]
+        space = int(min(bounds) * (1 << 30)) if bounds else self.backend.system.free_bytes(self.backend.root) + there
+        slot_bytes = self._layout.file_bytes
+        geometry = next((one.geometry for one in found if one.geometry), SlabGeometry.for_space(slot_bytes, space))
+        segments = max(1, space // geometry.segment_bytes)
+        if not bounds:
+            segments = min(segments, max(1, UNBOUNDED_SLOTS // geometry.slots))
+        return geometry, max(segments, *(one.number + 1 for one in found), 1) if found else segments
+
+    async def _recover(self, found: list[FoundSegment], transfer: Transfer, progress: Progress | None) -> None:
+        """Fill a new table."""
+        found = await self._mend(found, transfer)
+        numbers = [one.number for one in found]
+        checkpoint = await asyncio.to_thread(self._take_checkpoint)
+        if checkpoint is not None and self._fits(checkpoint, numbers):
+            stored, self.recovered = Headers(checkpoint.slots, checkpoint.ids), "checkpoint"
+        else:
+            stored, self.recovered = await self._read(numbers, transfer, progress), "headers" if numbers else "nothing"
+        count = await asyncio.to_thread(fill, self.table, self.geometry, numbers, stored.slots, stored.ids)
+        for number in numbers:
+            self.memory.came(number)
+        if numbers:
+            _log.info("%s: %d blocks, from %s", self.backend.home, count, self.recovered)
+
+    def _fits(self, checkpoint: Checkpoint, numbers: list[int]) -> bool:
+        return checkpoint.geometry == self.geometry and checkpoint.segments.tolist() == numbers
+
+    def _take_checkpoint(self) -> Checkpoint | None:
+        """Read the checkpoint, and remove it for good: what it says is about to become untrue. Blocks."""
+        system, path = self.backend.system, self.backend.home / CHECKPOINT_NAME
+        content = system.read_whole(path)
+        if content is None:
+            return None
+        system.unlink(path)
+        system.sync_directory(self.backend.home)
+        return unpack_checkpoint(content, self._layout.file_bytes, self._namespace)
+
+    async def _mend(self, found: list[FoundSegment], transfer: Transfer) -> list[FoundSegment]:
+        """See to segments that a crash left in pieces; returns those that can be used."""
+        nbytes = self.geometry.segment_bytes
+        damaged = [one for one in found if one.geometry != self.geometry or one.nbytes < nbytes]
+        if damaged and self._config.recover == "strict":
+            told = "; ".join(f"segment {one.number}: {one.why or f'{one.nbytes} of {nbytes} bytes'}" for one in damaged)
+            raise ConfigError(f"storage_backends: {str(self.backend.home)!r}: {told}; and recover is 'strict'")
+        lost: set[int] = set()
+        for one in damaged:
+            if not one.nbytes:  # it was being removed
+                failed = await self.files.remove(one.number, transfer.pool)
+                lost.add(one.number)
+            else:
+                failed = await self.files.mend(self.geometry, one.number, transfer.pool)
+            _log.warning("%s: segment %d: %s", self.backend.home, one.number, one.why or "it was cut short")
+            if failed:
+                raise OSError(failed, os.strerror(failed), f"{self.backend.home}: segment {one.number}")
+        return [one for one in found if one.number not in lost]
+
+    async def _read(self, numbers: list[int], transfer: Transfer, progress: Progress | None) -> Headers:
+        """Read the header of every slot."""
+        fds = await asyncio.to_thread(self.open_segments, numbers)
+        try:
+            segments = list(zip(numbers, fds, strict=True))
+            found = await read_headers(segments, self.geometry, self._layout, self._namespace, transfer, progress)
+        finally:
+            await asyncio.to_thread(self.close_segments, fds)
+        if found.bad:
+            told = name_bad(found.bad, str(self.backend.home))
+            if self._config.recover == "strict":
+                raise ConfigError(f"storage_backends: {told}; and recover is 'strict'")
+            _log.warning("%s; they count as free", told)
+            self.dropped = len(found.bad)
+        return found
+
+    # ---- descriptors; these block
+
+    def open_segments(self, numbers: list[int], *, buffered: bool = False) -> list[int]:
+        """Open segments to be read and written, with O_DIRECT unless they are to be `buffered`."""
+        flags = os.O_RDWR | (os.O_DIRECT if self.backend.direct and not buffered else 0)
+        fds: list[int] = []
+        try:
+            for number in numbers:
+                fds.append(self.backend.system.open(self.files.path(number), flags))
+        except BaseException:
+            self.close_segments(fds)
+            raise
+        return fds
+
+    def close_segments(self, fds: list[int]) -> None:
+        """Close descriptors."""
+        for fd in fds:
+            self.backend.system.close(fd)
+
+    # ---- the dead
+
+    def see_to_the_dead(self) -> int:
+        """Look for stores that died, and give back what they had taken once it has rested. Blocks; returns slots."""
+        now = time.monotonic()
+        for number in self.memory.find_dead():
+            self._dead.setdefault(number, now)
+        given = 0
+        for number, since in list(self._dead.items()):
+            if now - since >= DEAD_REST_S:
+                del self._dead[number]
+                given += self.memory.bury(number)
+        return given
+
+    # ---- closing
+
+    async def aclose(self) -> None:
+        """Leave, as the last one with a checkpoint. Nothing of this store may be under way. Idempotent."""
+        memory = self.memory
+        if not memory.number:
+            return
+        await memory.acquire()
+        try:
+            await asyncio.to_thread(self._leave)
+        finally:
+            await asyncio.to_thread(memory.release)
+            await asyncio.to_thread(memory.close)
+
+    def _leave(self) -> None:
+        self.memory.leave()
+        if not self.memory.last:
+            return
+        try:
+            self._write_checkpoint()
+        except OSError as error:  # a full disk
+            _log.warning("%s: %s; the next store reads every header", self.backend.home / CHECKPOINT_NAME, error)
+        self.memory.remove()
+
+    def _write_checkpoint(self) -> None:
+        segments = np.flatnonzero(self.memory.present)
+        slots, ids = self.stored(segments.tolist())
+        content = pack_checkpoint(Checkpoint(self.geometry, segments, slots, ids), self._namespace)
+        self.backend.system.write_whole(self.backend.home / CHECKPOINT_NAME, content)
+
+    # ---- what is stored
+
+    def stored(self, segments: list[int]) -> tuple[I64, U8]:
+        """Return the slots of some segments that hold a block, ascending, and the ids. Blocks for milliseconds."""
+        slots, ids = [np.zeros(0, dtype=np.int64)], [np.zeros((0, BLOCK_ID_BYTES), dtype=np.uint8)]
+        for segment in segments:
+            states, some, _ = self.scan(segment)
+            there = np.flatnonzero(states == STORED)
+            slots.append(self.geometry.first(segment) + there)
+            ids.append(some[there])
+        return np.concatenate(slots), np.concatenate(ids)
+
+    def scan(self, segment: int) -> tuple[U8, U8, npt.NDArray[np.uint32]]:
+        """Return states, ids and stamps of the slots of a segment. Blocks for a millisecond."""
+        count = self.geometry.slots
+        states, stamps = np.zeros(count, dtype=np.uint8), np.zeros(count, dtype=np.uint32)
+        ids = np.zeros((count, BLOCK_ID_BYTES), dtype=np.uint8)
+        self.table.scan(self.geometry.first(segment), states, ids, stamps)
+        return states, ids, stamps
+
+
+TAKEN: Final = 2
+STORED: Final = 3
+"""States of slots, as `SlotTable.scan` tells them."""
