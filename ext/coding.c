@@ -1,6 +1,8 @@
 /* Which codec does what: codings one after another, without Python. */
 #include "coding.h"
 
+#include "crc32c.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -182,10 +184,32 @@ static int64_t encode_one(struct codec_context *context, struct coding *coding)
     return result ? result : (int64_t)raw.length;
 }
 
+/* Put the target behind the coding before it. Returns 0, or why there is no such place. */
+static int64_t place_behind(struct coding *codings, size_t i)
+{
+    if (!(codings[i].flags & CODING_BEHIND)) {
+        return 0;
+    }
+    if (i == 0) {
+        return -EINVAL;
+    }
+    if (codings[i - 1].result < 0) {
+        return codings[i - 1].result;
+    }
+    codings[i].target = codings[i - 1].target + (uint64_t)codings[i - 1].result;
+    return 0;
+}
+
 void codings_encode(struct codec_context *context, struct coding *codings, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        int64_t result = encode_one(context, &codings[i]);
+        int64_t result = place_behind(codings, i);
+        if (!result) {
+            result = encode_one(context, &codings[i]);
+        }
+        if (codings[i].flags & CODING_CHECKSUM && result >= 0) {
+            codings[i].checksum = crc32c_update(0, pointer_to(codings[i].target), (size_t)result);
+        }
         __atomic_store_n(&codings[i].result, result, __ATOMIC_RELEASE);
     }
 }
@@ -266,6 +290,9 @@ static int decode_one(struct codec_context *context, const struct coding *coding
 void codings_decode(struct codec_context *context, struct coding *codings, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
+        if (codings[i].flags & CODING_CHECKSUM) {
+            codings[i].checksum = crc32c_update(0, pointer_to(codings[i].source), codings[i].source_length);
+        }
         int result = decode_one(context, &codings[i]);
         __atomic_store_n(&codings[i].result, result ? result : (int64_t)codings[i].target_length, __ATOMIC_RELEASE);
     }

@@ -12,7 +12,7 @@
 
 enum { PARAMETER_BYTES = 16 };
 
-/* One shard. The layout is CODING of ucm_async/engines/requests.py; a test compares the two. */
+/* One shard. The layout is CODING of ucm_async/coding.py; a test compares the two. */
 struct coding {
     uint64_t source; /* address */
     uint64_t source_length;
@@ -20,16 +20,24 @@ struct coding {
     uint64_t target_length; /* decoding: the raw length, exactly; encoding: at least that */
     uint64_t gate;          /* address of the state word that guards the raw side, be it source or target; 0 = none */
     uint32_t codec;         /* encoding: CODEC_AUTO becomes its choice, and CODEC_RAW is put where that is what was stored */
-    uint32_t reserved;
+    uint32_t flags;         /* CODING_... */
     uint8_t parameters[PARAMETER_BYTES]; /* the element type, and what the codec makes of the rest */
-    int64_t result;                      /* bytes written, or a negative errno */
+    uint32_t checksum;                   /* CODING_CHECKSUM: CRC-32C of the stored bytes, those that were read or written */
+    uint32_t reserved;
+    int64_t result; /* bytes written, or a negative errno */
 };
 
-_Static_assert(sizeof(struct coding) == 72, "CODING is 72 bytes");
+enum {
+    CODING_CHECKSUM = 1, /* fill in the checksum, while the stored bytes are in the cache */
+    CODING_BEHIND = 2,   /* encoding: the target is where the coding before it ended; it fails as that one failed */
+};
+
+_Static_assert(sizeof(struct coding) == 80, "CODING is 80 bytes");
 _Static_assert(offsetof(struct coding, gate) == 32, "CODING.gate");
 _Static_assert(offsetof(struct coding, codec) == 40, "CODING.codec");
 _Static_assert(offsetof(struct coding, parameters) == 48, "CODING.parameters");
-_Static_assert(offsetof(struct coding, result) == 64, "CODING.result");
+_Static_assert(offsetof(struct coding, checksum) == 64, "CODING.checksum");
+_Static_assert(offsetof(struct coding, result) == 72, "CODING.result");
 
 enum codec {
     CODEC_RAW = 0,
@@ -65,7 +73,7 @@ struct codec_context {
 
 /* Run codings one after another, and set `result` of each: the bytes written, or
  *   -EBADMSG   decoding: payload, lengths or parameters do not fit each other
- *   -EINVAL    encoding: parameters that the codec cannot use
+ *   -EINVAL    encoding: parameters that the codec cannot use, or nothing before it that it could be behind
  *   -ENOBUFS   encoding: the target is shorter than the source; both: the context's memory is too small for the shard
  *   -EMSGSIZE  a shard of more than SHARD_BYTES_MAX
  *   -ENOSYS    no such codec here

@@ -228,7 +228,7 @@ class CodecContext:
     """Memory for encoding and decoding in one thread at a time: a second thread gets RuntimeError, never a crash.
 
     It works through arrays of ``CODING`` (`ucm_async.coding`) without the GIL and sets each ``result``: bytes written, or a negative
-    errno (-EBADMSG a payload that does not decode, -EINVAL parameters that the codec cannot use, -ENOBUFS a target shorter than the
+    errno (-EBADMSG a payload that does not decode, -EINVAL parameters that the codec cannot use or CODING_BEHIND without a coding before it, -ENOBUFS a target shorter than the
     source or too little `lossy_bytes`, -EMSGSIZE more than 2 GiB, -ENOSYS no such codec here, -ECANCELED a closed gate). A payload may be
     anything: no byte outside of source and target is touched. An array that is no multiple of CODING_BYTES raises ValueError.
     The gate, where there is one, is held for 128 KiB at most.

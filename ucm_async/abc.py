@@ -15,6 +15,7 @@ import numpy.typing as npt
 from .types import I64, U8, U64, Bools, Durability, Status
 
 if TYPE_CHECKING:
+    from .coding import EncodedRows
     from .config import StoreConfig
     from .errors import StoreError
 
@@ -119,6 +120,9 @@ class Batch(Protocol):
         True if the kernel may read and write `addresses` itself (registered memory, or a stage's own slots).
     durability
         Of a dump.
+    encoded
+        None for a caller's bytes. Else the stage above has encoded what it dumps, or will decode what it loads, and
+        only a stage with `Stage.takes_encoded` sees such a batch; see `Lower.dump_encoded` and `Lower.load_encoded`.
     """
 
     ids: U8
@@ -128,6 +132,7 @@ class Batch(Protocol):
     gates: U64
     direct: bool
     durability: Durability
+    encoded: EncodedRows | None
 
     def __len__(self) -> int: ...
 
@@ -204,6 +209,45 @@ class Lower(Protocol):
     async def dump(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability) -> U8:
         """Dump from memory that the library owns; returns a status each row when all of them have settled."""
 
+    async def load_encoded(self, ids: U8, addresses: U64, row_bytes: int) -> tuple[U8, EncodedRows]:
+        """Load whole blocks as they are stored, into memory that the library owns.
+
+        Parameters
+        ----------
+        ids
+            uint8, shape (n, 16), each once.
+        addresses
+            uint64, shape (n, 1), page-aligned: memory of `row_bytes` for each block, as long as one that did not
+            shrink, rounded up to whole pages.
+
+        Returns
+        -------
+        status
+            uint8, shape (n,).
+        encoded
+            How to decode the rows that are OK, (n, shards). Their checksums are not compared yet: who decodes does
+            that in the same pass, and calls `set_aside` for what is bad.
+        """
+
+    async def dump_encoded(
+        self, ids: U8, shards: I64, addresses: U64, row_bytes: int, encoded: EncodedRows, durability: Durability
+    ) -> U8:
+        """Dump encoded rows from memory that the library owns; returns a status each row when all have settled.
+
+        Parameters
+        ----------
+        ids, shards
+            As of `Batch`, each once: whole blocks, or single shards.
+        addresses
+            uint64, shape (n, 1), page-aligned: `row_bytes` for each row, of which no more is written than `encoded`
+            says, up to the end of a page.
+        encoded
+            Shape (n, shards) for whole blocks, (n, 1) for shards.
+        """
+
+    async def set_aside(self, ids: U8) -> None:
+        """See `Stage.set_aside`."""
+
     async def lookup(self, ids: U8) -> Bools:
         """See `Stage.lookup`."""
 
@@ -233,12 +277,21 @@ class Stage(AsyncResource):
         As in ``store_pipeline``.
     needs_lower
         True if the stage cannot be the last one; False if it must be; None if it can be both.
+    encodes
+        True if the stage hands encoded rows to the one below.
+    takes_encoded
+        True if the stage stores encoded rows as they are, whose batches have an `encoded` part.
+    above_encodes
+        Set before `open`: whether the stage above hands down encoded rows.
     short_way_bytes_max
         Larger slices are not offered to `begin_load`. The default is what can be checked and copied on the loop.
     """
 
     name: ClassVar[str]
     needs_lower: ClassVar[bool | None] = False
+    encodes: ClassVar[bool] = False
+    takes_encoded: ClassVar[bool] = False
+    above_encodes: bool = False
     short_way_bytes_max: int = 128 << 10
 
     def __init__(self, config: StoreConfig, lower: Lower | None) -> None:
@@ -307,6 +360,10 @@ class Stage(AsyncResource):
     @abstractmethod
     async def delete(self, ids: U8) -> None:
         """Forget blocks, here and below. Unknown ids are fine."""
+
+    async def set_aside(self, ids: U8) -> None:
+        """Put blocks out of sight that the stage above found to be corrupt; by default, delete them."""
+        await self.delete(ids)
 
     async def flush(self) -> Mapping[bytes, StoreError]:
         """Wait until what was accepted before has its durability; block id -> why not, for those that failed."""

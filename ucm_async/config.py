@@ -109,7 +109,22 @@ class StoreConfig:
         What becomes of files that are no block, found when they are counted after a crash: "quiet" (default) leaves
         them to the collector, "strict" refuses to open the store.
     compress_codec : str
-        Codec of the Compress stage. Default "auto": the best lossless one for `dtype`.
+        Codec of the Compress stage, with its options: "huffman", "int4:group_tokens=32". Default "auto": for each shard
+        the lossless one that suits it. Any block can be read whatever is set.
+    compress_threads : int
+        Threads that encode, and as many that decode. Default 0: as many as there are processors for this process, at
+        most 16.
+    compress_parts : str
+        What a shard is made of, for lossy codecs: "kv", parts of keys and of values in turns; "k" or "v", of these
+        alone. Default "v".
+    compress_tokens : int
+        Tokens of a table: a part is one or more tables, C order. Default 1.
+    compress_channels : int
+        Channels of a table. Default 64; with one token: values in groups as they come.
+    compress_part_bytes : int
+        Bytes of a part. Default 0: one table.
+    refuse_lossy : bool
+        Whether blocks that were stored with loss, under another setting, are CORRUPT instead of loaded. Default False.
     partial_blocks_max : int
         Blocks of which some shards are dumped and others are not yet, at a time. Default 16384.
     known_blocks_max : int
@@ -159,6 +174,12 @@ class StoreConfig:
     hot_blocks_max: int = 1 << 20
     recover: str = "quiet"
     compress_codec: str = "auto"
+    compress_threads: int = 0
+    compress_parts: str = "v"
+    compress_tokens: int = 1
+    compress_channels: int = 64
+    compress_part_bytes: int = 0
+    refuse_lossy: bool = False
     partial_blocks_max: int = 16384
     known_blocks_max: int = 1 << 18
     plugin_dirs: tuple[str, ...] = ()

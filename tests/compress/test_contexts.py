@@ -36,7 +36,7 @@ def test_fields_and_numbers_are_those_of_c() -> None:
     assert [(name, kinds[kind]) for kind, name in fields] == [
         (name, c.CODING[name].base.str) for name in c.CODING.names or ()
     ]
-    assert native.CODING_BYTES == c.CODING.itemsize == 72
+    assert native.CODING_BYTES == c.CODING.itemsize == 80
     numbers = {name: int(value) for name, value in re.findall(r"\bCODEC_(\w+) = (\d+)", text)}
     assert numbers == {name: getattr(c, name) for name in numbers}
     planes = (HEADER.parent / "planes.h").read_text()
@@ -51,9 +51,9 @@ def test_fields_and_numbers_are_those_of_c() -> None:
     ("codings", "kind"),
     [
         (np.zeros(71, np.uint8), ValueError),
-        (np.zeros(72 + 1, np.uint8)[1:], ValueError),
+        (np.zeros(80 + 1, np.uint8)[1:], ValueError),
         (c.new_codings(4)[::2], (BufferError, ValueError)),
-        (bytes(72), BufferError),
+        (bytes(80), BufferError),
         (7, TypeError),
     ],
 )
@@ -214,3 +214,47 @@ def test_memory_and_references_come_back() -> None:
     for _ in range(200):
         native.CodecContext(1_000_000)
     assert resident_kib() - first < 3000
+
+
+@pytest.mark.parametrize("spec", ["raw", "auto", "lz4", "zstd"])
+def test_codings_behind_each_other_with_checksums(spec: str) -> None:
+    """Shards lie one behind another, as a packed block has them, and each has the checksum of its stored bytes."""
+    shards = kv_blocks()[0][: 5 * 6144].reshape(5, 6144).copy()
+    shards[2] = np.random.default_rng(1).integers(0, 256, 6144)  # does not shrink
+    packed = np.zeros(shards.size, np.uint8)
+    context = Context(6144)
+    codings = c.new_codings(5)
+    codings["source"] = shards.ctypes.data + 6144 * np.arange(5)
+    codings["source_length"] = codings["target_length"] = 6144
+    codings["target"][0] = packed.ctypes.data
+    codings["flags"] = c.CODING_BEHIND | c.CODING_CHECKSUM
+    codings["flags"][0] = c.CODING_CHECKSUM
+    make_codec(spec, Layout("bfloat16")).encode(codings, context)
+    lengths = codings["result"]
+    assert lengths[2] == 6144 and codings["codec"][2] == c.RAW
+    starts = np.cumsum(lengths) - lengths
+    assert (codings["target"] - packed.ctypes.data == starts).all()
+    sums = [native.crc32c(packed[a : a + n]) for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    assert codings["checksum"].tolist() == sums
+
+    back = np.zeros_like(shards)
+    codings["source"], codings["source_length"] = codings["target"], lengths
+    codings["target"] = back.ctypes.data + 6144 * np.arange(5)
+    codings["checksum"], codings["flags"] = 0, c.CODING_CHECKSUM
+    decode(codings, context)
+    assert (back == shards).all() and codings["checksum"].tolist() == sums
+
+
+@pytest.mark.parametrize("spec", ["raw", "lz4"])
+def test_a_coding_that_is_behind_a_failed_one_fails_like_it(spec: str) -> None:
+    shard = np.zeros(64, np.uint8)
+    codings = c.new_codings(3)
+    codings["source"] = codings["target"] = shard.ctypes.data
+    codings["source_length"], codings["target_length"] = 64, 63
+    codings["flags"] = c.CODING_BEHIND
+    codec = make_codec(spec, Layout("uint8"))
+    codec.encode(codings, Context(64))
+    assert codings["result"].tolist() == [-errno.EINVAL] * 3
+    codings["flags"][0] = 0
+    codec.encode(codings, Context(64))
+    assert codings["result"].tolist() == [-errno.ENOBUFS] * 3

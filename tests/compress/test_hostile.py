@@ -183,7 +183,7 @@ def test_failures_have_words() -> None:
     gate.close()
     for i, (codec, gate_address) in enumerate([(c.RAW, 0), (c.HUFFMAN, 0), (77, 0), (9999, 0), (c.RAW, gate.address)]):
         length = 100 if codec == c.RAW else 200
-        codings[i] = (source.ctypes.data, 100, target.ctypes.data, length, gate_address, codec, 0, (0,) * 16, 0)
+        codings[i] = (source.ctypes.data, 100, target.ctypes.data, length, gate_address, codec, 0, (0,) * 16, 0, 0, 0)
     decode(codings, context)
     assert failure_of(codings[0]) is None
     kinds = [type(failure_of(one)) for one in codings[1:]]

@@ -48,7 +48,7 @@ class TestNames:
             resolve_stage("posix")
 
     def test_one_that_resembles_none_lists_all(self) -> None:
-        with pytest.raises(UnknownNameError, match=r"no stage 'Zzzzzz' \(known: Cache, Empty, Fake, .*Posix"):
+        with pytest.raises(UnknownNameError, match=r"no stage 'Zzzzzz' \(known: Cache, Compress, Empty, Fake, .*Posix"):
             resolve_stage("Zzzzzz")
 
     async def test_the_user_sees_it_when_the_store_is_opened(self) -> None:

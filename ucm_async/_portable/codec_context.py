@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import coding as c
 from ..types import U8
+from .crc32c import crc32c
 from .gate import through
 from .memory import Data, array_of, view_of
 
@@ -46,12 +47,23 @@ class CodecContext:
             raise RuntimeError("the context is in use by another thread")
         try:
             for i in range(len(rows)):
-                rows["result"][i] = one(rows, i)
+                one(rows, i)
         finally:
             self._busy.release()
 
 
-def _encode(rows: c.Codings, i: int) -> int:
+def _encode(rows: c.Codings, i: int) -> None:
+    wrong = c.place_behind(rows, i)
+    result = rows["result"][i] = wrong or _encode_one(rows, i)
+    if rows["flags"][i] & c.CODING_CHECKSUM and result >= 0:
+        rows["checksum"][i] = _checksum(int(rows["target"][i]), result)
+
+
+def _checksum(address: int, length: int) -> int:
+    return crc32c(view_of(address, length)) if length else 0
+
+
+def _encode_one(rows: c.Codings, i: int) -> int:
     row = rows[i]
     length, codec = int(row["source_length"]), int(row["codec"])
     if length > c.SHARD_BYTES_MAX:
@@ -68,8 +80,13 @@ def _encode(rows: c.Codings, i: int) -> int:
     return _move(row, length, _copy)
 
 
-def _decode(rows: c.Codings, i: int) -> int:
-    row = rows[i]
+def _decode(rows: c.Codings, i: int) -> None:
+    if rows["flags"][i] & c.CODING_CHECKSUM:
+        rows["checksum"][i] = _checksum(int(rows["source"][i]), int(rows["source_length"][i]))
+    rows["result"][i] = _decode_one(rows[i])
+
+
+def _decode_one(row: np.void) -> int:
     length, stored, codec = int(row["target_length"]), int(row["source_length"]), int(row["codec"])
     if length > c.SHARD_BYTES_MAX:
         return -errno.EMSGSIZE

@@ -15,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..abc import Batch
+from ..coding import EncodedRows
 from ..engines import requests as rq
 from ..engines.arena import Arena
-from ..engines.chains import ChainTable, addresses_of, copy_requests
+from ..engines.chains import ChainTable, copy_requests
 from ..engines.waits import completed, patient, run_copies
 from ..errors import BackendIOError, NoSpaceError, StoreError
-from ..native import execute
 from ..tasks import cut_row, group_rows, rank_in_group
 from ..types import BLOCK_ID_BYTES, I64, U8, Bools, Status
-from .header import CHECKSUM_FROM, pack_headers, seal_headers
+from .encoded_dumping import keep_checksums, note_encoded, plan_encoded_writes
+from .encoded_header import header_checksums, pack_encoded_headers
+from .header import pack_headers, seal_headers
 from .layout import BlockLayout
 from .plans import plan_direct_writes, plan_slot_writes
 from .transfer import DIRECT_ALIGN, Transfer, status_of_errno
@@ -241,8 +243,10 @@ class BlockDumper(ABC, Generic[PlaceT]):
             return None, theirs
         ids = np.ascontiguousarray(batch.ids[rows[first[mine]]])
         completes = np.array([self._writes.completes(w, bits) for w, bits in zip(writes, wanted, strict=True)])
+        for write in writes:
+            write.file_bytes = write.file_bytes or self._layout.file_bytes
         kept = mine[group]
-        return Writing(
+        writing = Writing(
             batch,
             rows[kept],
             (np.cumsum(mine) - 1)[group[kept]],
@@ -253,7 +257,9 @@ class BlockDumper(ABC, Generic[PlaceT]):
             completes,
             failed=np.zeros(len(ids), dtype=np.int64),
             lost=np.zeros(len(ids), dtype=np.bool_),
-        ), theirs
+        )
+        note_encoded(self._layout, writing)
+        return writing, theirs
 
     # ---- the steps of a write; each leaves out the groups that failed before
 
@@ -271,6 +277,8 @@ class BlockDumper(ABC, Generic[PlaceT]):
             await self._settle(writing)
 
     async def _write(self, writing: Writing[PlaceT]) -> None:
+        if not (writing.failed == 0).any():
+            return
         writing.arena = arena = self.transfer.slots_for(writing.batch)
         writing.slots = await arena.lease(len(writing.ids))
         try:
@@ -284,6 +292,9 @@ class BlockDumper(ABC, Generic[PlaceT]):
     async def _stage(self, writing: Writing[PlaceT]) -> None:
         """Take the bytes out of the caller's memory, or only their checksums where the kernel may read it itself."""
         batch, rows = writing.batch, writing.rows
+        if batch.encoded is not None:
+            keep_checksums(writing)
+            return
         pieces = batch.addresses[rows]
         writing.direct = writing.arena is self.transfer.heads
         cuts = cut_row(tuple(batch.piece_sizes.tolist()), self._layout.shard_size)
@@ -322,16 +333,20 @@ class BlockDumper(ABC, Generic[PlaceT]):
         """Return the headers of the groups `whole`: uint8, shape (whole, bytes)."""
         checksums = np.array([writing.writes[g].checksums for g in whole.tolist()])
         headers = pack_headers(writing.ids[whole], self._namespace, self._layout.shard_size, checksums)
-        requests = rq.new_requests(len(whole))
-        requests["opcode"] = rq.OP_CHECKSUM
-        requests["address"] = addresses_of(headers) + np.uint64(CHECKSUM_FROM)
-        requests["length"] = headers.shape[1] - CHECKSUM_FROM
-        execute(requests)
-        seal_headers(headers, requests["result"].astype(np.uint32))
+        encoded = [writing.writes[g].encoded for g in whole.tolist()]
+        at = [i for i, one in enumerate(encoded) if one is not None]
+        if at:
+            rows = EncodedRows.join([one for one in encoded if one is not None])
+            rows.checksums[:] = checksums[at]
+            headers[at] = pack_encoded_headers(self._layout, writing.ids[whole[at]], self._namespace, rows)
+        seal_headers(headers, header_checksums(headers).astype(np.uint32))
         return headers
 
     def _fits_direct(self, writing: Writing[PlaceT], fine: I64) -> Bools:
-        """Tell of the groups `fine` whether O_DIRECT can write what was claimed: whole pages."""
+        """Tell of the groups `fine` whether O_DIRECT can write what was claimed: whole pages.
+
+        Encoded rows of whole blocks are packed, and end with a page.
+        """
         aligned = self._layout.shard_size % DIRECT_ALIGN == 0
         return np.array([aligned or writing.wanted[g] == self._writes.full for g in fine.tolist()], dtype=np.bool_)
 
@@ -366,6 +381,11 @@ class BlockDumper(ABC, Generic[PlaceT]):
         start, stop = self._layout.row_ranges(writing.batch.shards[rows])
         bases = writing.arena.address(writing.slots)
         whole = writing.completes & (writing.failed == 0)
+        batch = writing.batch
+        if batch.encoded is not None:
+            encoded = batch.encoded.rows(rows)
+            shards, addresses = batch.shards[rows], batch.addresses[rows]
+            return plan_encoded_writes(self._layout, shards, addresses, encoded, group, bases, whole)
         if not writing.direct:
             return *plan_slot_writes(self._layout, group, bases, start, stop, whole), None
         pieces, sizes = writing.batch.addresses[rows], writing.batch.piece_sizes

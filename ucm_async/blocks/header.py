@@ -12,10 +12,13 @@ import numpy.typing as npt
 from ..types import U8, Bools
 
 __all__ = [
+    "CHECKSUM_CRC32C",
+    "CHECKSUM_FROM",
     "ENTRY",
     "HEADER",
     "HEADER_ALIGN",
     "MAGIC",
+    "VERSION",
     "HeaderCheck",
     "check_headers",
     "header_bytes",
@@ -53,7 +56,7 @@ ENTRY: Final = np.dtype(
         ("raw_length", "<u4"),
         ("stored_length", "<u4"),
         ("checksum", "<u4"),  # of the stored bytes
-        ("reserved", "<u4"),
+        ("codec", "<u4"),  # of this shard; 0 = as it is
     ]
 )
 CHECKSUM_FROM: Final = 12

@@ -9,7 +9,7 @@ import asyncio
 import errno
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,16 @@ from ..engines.waits import completed, patient
 from ..errors import BackendIOError, CorruptError, StoreError
 from ..tasks import Cuts, cut_row, group_rows, rank_in_group
 from ..types import I64, U8, U64, Bools, Status
+from .encoded_header import why_not_plain
 from .header import CHECKSUM_FROM, check_headers, used_bytes
 from .layout import BlockLayout
 from .plans import plan_direct_reads, plan_slot_reads
 from .transfer import Transfer
 
-__all__ = ["BlockLoader", "Reading"]
+__all__ = ["BlockLoader", "Located", "Reading"]
 
 PlaceT = TypeVar("PlaceT")
+PlaceT_co = TypeVar("PlaceT_co", covariant=True)
 
 DIRECT_ROW_BYTES_MIN: Final = 256 << 10
 """Smaller rows are read into slots, which are registered with the ring, and copied in the pass that checks them: that
@@ -40,6 +42,18 @@ PATIENCE_S_MIN: Final = 0.0005
 
 ATTEMPTS_MAX: Final = 3
 """Once in the hope that no disk is needed to begin, once in earnest, and once more for reads that came back short."""
+
+
+class Located(Protocol[PlaceT_co]):
+    """Blocks that are being read, as far as a stage must know them."""
+
+    @property
+    def ids(self) -> U8:
+        """Uint8, shape (g, 16)."""
+
+    @property
+    def place(self) -> PlaceT_co:
+        """Where the blocks lie, as the stage has it; by group, too."""
 
 
 @dataclass(slots=True)
@@ -124,19 +138,19 @@ class BlockLoader(ABC, Generic[PlaceT]):
         return
 
     @abstractmethod
-    def _unreachable(self, reading: Reading[PlaceT], group: int, number: int) -> tuple[Status, StoreError | None]:
+    def _unreachable(self, reading: Located[PlaceT], group: int, number: int) -> tuple[Status, StoreError | None]:
         """Say what it means that the first step of a chain failed with errno `number`."""
 
-    def _moved(self, reading: Reading[PlaceT], group: int) -> bool:
+    def _moved(self, reading: Located[PlaceT], group: int) -> bool:
         """Tell whether something else may lie by now where a block was read."""
         return False
 
     @abstractmethod
-    def _came(self, reading: Reading[PlaceT], groups: I64) -> None:
+    def _came(self, reading: Located[PlaceT], groups: I64) -> None:
         """Take note of blocks that were read and are good."""
 
     @abstractmethod
-    async def _set_aside(self, reading: Reading[PlaceT], group: int) -> str:
+    async def _set_aside(self, reading: Located[PlaceT], group: int) -> str:
         """Move a corrupt block out of sight; returns why that did not work, empty if it did."""
 
     # ---- loading
@@ -387,7 +401,17 @@ class BlockLoader(ABC, Generic[PlaceT]):
             await self._report_corrupt(reading, group, why)
 
     async def _report_corrupt(self, reading: Reading[PlaceT], group: int, why: str) -> None:
-        """Set a corrupt block aside, then report its rows that were not delivered."""
+        """Set a corrupt block aside, then report its rows that were not delivered.
+
+        One that is encoded is none, but cannot be read here: it stays where it is.
+        """
+        layout = self._layout
+        header = reading.arena.view()[reading.slots[group], : used_bytes(layout.shards)]
+        encoded = why_not_plain(layout, header, reading.ids[group], self._namespace)
+        if encoded:
+            self.transfer.counts["encoded"] += 1
+            reading.batch.report(reading.rows[reading.group == group], Status.CORRUPT, CorruptError(encoded))
+            return
         self.transfer.counts["corrupt"] += 1
         failure = await self._set_aside(reading, group)
         if failure:

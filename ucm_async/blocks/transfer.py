@@ -65,8 +65,11 @@ class Transfer:
     def slots_for(self, batch: Batch, row_bytes_min: int = 0) -> Arena:
         """Return where a batch gets its slots.
 
-        From `heads` if the kernel can reach the memory of the caller itself, and rows have `row_bytes_min` at least.
+        From `heads` if the kernel can reach the memory of the caller itself, and rows have `row_bytes_min` at least; so
+        it can that of encoded rows.
         """
+        if batch.encoded is not None:
+            return self.heads
         direct = batch.direct and int(batch.piece_sizes.sum()) >= row_bytes_min
         return self.heads if direct and can_go_direct(batch.addresses, batch.piece_sizes) else self.arena
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..coding import EncodedRows
+
 __all__ = ["BlockWrite", "BlockWrites"]
 
 
@@ -24,6 +26,10 @@ class BlockWrite:
         uint32, shape (shards,): of those that are in, or on their way.
     reserved
         Whether room for it is accounted for, by the stage.
+    file_bytes
+        Bytes that its file takes, for the stage to account for; settled when room is reserved.
+    encoded
+        One row: what the header will say of each shard; None as long as all are plain.
     slot
         Where it is written to, for stages that have slots; -1: nowhere yet.
     """
@@ -33,6 +39,8 @@ class BlockWrite:
     done: int = 0
     busy: int = 0
     reserved: bool = False
+    file_bytes: int = 0
+    encoded: EncodedRows | None = None
     slot: int = -1
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 from ..abc import Engine
 from ..native import execute
@@ -23,7 +23,7 @@ async def run_copies(requests: Requests, pool: Engine, chunk: int) -> None:
         await completed(pool.submit(requests, chunk))
 
 
-async def completed(future: asyncio.Future[None]) -> None:
+async def completed(future: asyncio.Future[Any]) -> None:
     """Wait for a batch that works on slots, or on a caller's memory: a cancellation waits for it, too."""
     cancellation: asyncio.CancelledError | None = None
     while not future.done():

@@ -53,7 +53,11 @@ class Pipeline(AsyncResource):
         at = names.index(name)
         lower = self.operators[at + 1] if at + 1 < len(self.operators) else None
         _check_place(name, stage, is_last=lower is None)
+        above = self.operators[at - 1].stage if at else None
+        _check_encoded(above, stage)
+        _check_encoded(stage, type(lower.stage) if lower is not None else None)
         new = stage(config, lower)
+        new.above_encodes = above is not None and above.encodes
         await new.open()
         await self.operators[at].replace(new)
 
@@ -81,10 +85,14 @@ async def build_pipeline(config: StoreConfig) -> Pipeline:
     classes = [await asyncio.to_thread(resolve_stage, name, config.plugin_dirs) for name in names]
     for position, (name, stage) in enumerate(zip(names, classes, strict=True)):
         _check_place(name, stage, is_last=position == len(names) - 1)
+    above: list[type[Stage] | None] = [None, *classes[:-1]]
+    for upper, stage in zip(above, classes, strict=True):
+        _check_encoded(upper, stage)
     operators: list[Operator] = []
     async with AsyncExitStack() as opened:
-        for stage_class in reversed(classes):
+        for stage_class, upper in zip(reversed(classes), reversed(above), strict=True):
             made = stage_class(config, operators[0] if operators else None)
+            made.above_encodes = upper is not None and upper.encodes
             await made.open()
             opened.push_async_callback(made.aclose)
             operators.insert(0, Operator(made, config))
@@ -97,3 +105,11 @@ def _check_place(name: str, stage: type[Stage], *, is_last: bool) -> None:
         raise ConfigError(f"store_pipeline: {name} needs a stage below it, for instance {name}|Posix")
     if stage.needs_lower is False and not is_last:
         raise ConfigError(f"store_pipeline: {name} must be the last stage")
+
+
+def _check_encoded(upper: type[Stage] | Stage | None, lower: type[Stage] | None) -> None:
+    if upper is not None and lower is not None and upper.encodes and not lower.takes_encoded:
+        raise ConfigError(
+            f"store_pipeline: {upper.name} hands encoded blocks to {lower.name}, which cannot store them; "
+            f"{upper.name}|Posix can"
+        )

@@ -11,10 +11,11 @@ import numpy as np
 from anyio.abc import TaskGroup
 
 from ..abc import Lent, Stage
+from ..coding import EncodedRows
 from ..config import StoreConfig
 from ..engines.waits import completed
 from ..errors import StoreError
-from ..tasks import LaneName, Memory, Slice, SliceBatch, Task, cut_slices
+from ..tasks import WHOLE_BLOCK, LaneName, Memory, Slice, SliceBatch, Task, cut_slices
 from ..types import I64, U8, U64, Bools, Durability, Status
 from .lane import Lane
 
@@ -113,21 +114,40 @@ class Operator:
 
     async def load(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64) -> U8:
         """See `ucm_async.abc.Lower.load`."""
-        return await self._send("load", ids, shards, addresses, piece_sizes, "stored")
+        return await self._send("load", ids, shards, addresses, tuple(piece_sizes.tolist()))
 
     async def dump(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability) -> U8:
         """See `ucm_async.abc.Lower.dump`."""
-        return await self._send("dump", ids, shards, addresses, piece_sizes, durability)
+        return await self._send("dump", ids, shards, addresses, tuple(piece_sizes.tolist()), durability)
+
+    async def load_encoded(self, ids: U8, addresses: U64, row_bytes: int) -> tuple[U8, EncodedRows]:
+        """See `ucm_async.abc.Lower.load_encoded`."""
+        whole = np.full(len(ids), WHOLE_BLOCK, dtype=np.int64)
+        encoded = EncodedRows.zeros(len(ids), self._config.shards_per_block)
+        return await self._send("load", ids, whole, addresses, (row_bytes,), encoded=encoded), encoded
+
+    async def dump_encoded(
+        self, ids: U8, shards: I64, addresses: U64, row_bytes: int, encoded: EncodedRows, durability: Durability
+    ) -> U8:
+        """See `ucm_async.abc.Lower.dump_encoded`."""
+        return await self._send("dump", ids, shards, addresses, (row_bytes,), durability, encoded)
 
     async def _send(
-        self, name: LaneName, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability
+        self,
+        name: LaneName,
+        ids: U8,
+        shards: I64,
+        addresses: U64,
+        piece_sizes: tuple[int, ...],
+        durability: Durability = "stored",
+        encoded: EncodedRows | None = None,
     ) -> U8:
         if not len(ids):
             return np.zeros(0, dtype=np.uint8)
         lane = self.load_lane if name == "load" else self.dump_lane
-        memory = Memory(addresses, tuple(piece_sizes.tolist()), direct=True)
+        memory = Memory(addresses, piece_sizes, direct=True)
         loop = asyncio.get_running_loop()
-        task = Task(name, ids, shards, memory, durability=durability, loop=loop, on_finished=_nothing)
+        task = Task(name, ids, shards, memory, durability=durability, encoded=encoded, loop=loop, on_finished=_nothing)
         # To one queue: the stage above cuts as it sees fit, and parts of one call would wait for the slowest worker.
         cuts = cut_slices(ids, memory.row_bytes, slice_bytes=self._config.slice_bytes, queues=1)
         task.expect_slices(len(cuts))
@@ -160,6 +180,10 @@ class Operator:
     async def delete(self, ids: U8) -> None:
         """See `ucm_async.abc.Stage.delete`."""
         await self._inside(lambda stage: stage.delete(ids))
+
+    async def set_aside(self, ids: U8) -> None:
+        """See `ucm_async.abc.Stage.set_aside`."""
+        await self._inside(lambda stage: stage.set_aside(ids))
 
     async def flush(self) -> Mapping[bytes, StoreError]:
         """See `ucm_async.abc.Stage.flush`."""

@@ -20,6 +20,7 @@ ENTRY_POINT_GROUP: Final = "ucm_async.stages"
 
 _BUILT_IN: Final = {
     "Cache": "ucm_async.stages.cache:CacheStage",
+    "Compress": "ucm_async.stages.compress:CompressStage",
     "Posix": "ucm_async.stages.posix:PosixStage",
     "Slab": "ucm_async.stages.slab:SlabStage",
     "Empty": "ucm_async.stages.empty:EmptyStage",

@@ -17,6 +17,7 @@ class EmptyStage(Stage):
     """Every dump is OK, every load a MISS, nothing is ever found."""
 
     name: ClassVar[str] = "Empty"
+    takes_encoded: ClassVar[bool] = True
 
     async def open(self) -> None:
         """Nothing to get ready."""

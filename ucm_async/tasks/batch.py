@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..coding import EncodedRows
 from ..errors import StoreError
 from ..types import I64, PENDING, U8, U64, Bools, Durability, Status
 from .memory import as_sizes
@@ -64,6 +65,12 @@ class Slice:
         """For ``REQUEST.gate``."""
         return self.task.gate_address
 
+    @property
+    def encoded(self) -> EncodedRows | None:
+        """What is known of encoded rows, a view; None for a caller's bytes."""
+        encoded = self.task.encoded
+        return None if encoded is None else encoded.rows(slice(self.start, self.stop))
+
     def succeed(self) -> None:
         """Settle every row, none of which was reported yet, as OK."""
         self.status[:] = Status.OK
@@ -100,13 +107,16 @@ class Slice:
 class SliceBatch:
     """Slices of one lane that travel together; implements `ucm_async.abc.Batch`."""
 
-    __slots__ = ("_ends", "addresses", "direct", "durability", "gates", "ids", "piece_sizes", "shards", "slices")
+    __slots__ = (
+        "_ends", "addresses", "direct", "durability", "encoded", "gates", "ids", "piece_sizes", "shards", "slices",
+    )  # fmt: skip
 
     def __init__(self, slices: Sequence[Slice]) -> None:
         self.slices = slices
         first = slices[0].task
         self.direct = first.memory.direct
         self.durability: Durability = first.durability
+        self.encoded = slices[0].encoded
         self.piece_sizes: I64 = as_sizes(first.memory.piece_sizes)
         self._ends = np.cumsum([one.stop - one.start for one in slices])
         self.ids: U8 = _join([one.ids for one in slices])
@@ -162,11 +172,15 @@ def _join(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def make_batches(slices: Sequence[Slice]) -> list[SliceBatch]:
-    """Put slices together that a stage can treat alike: same cut of the rows, same kind of memory, same durability."""
+    """Put slices together that a stage can treat alike: same cut of the rows, same kind of memory, same durability.
+
+    Encoded slices stay alone: a stage writes into what is known of their rows.
+    """
     if len(slices) == 1:
         return [SliceBatch(slices)]
     groups: dict[tuple[object, ...], list[Slice]] = {}
     for one in slices:
         memory = one.task.memory
-        groups.setdefault((memory.piece_sizes, memory.direct, one.task.durability), []).append(one)
+        alone = id(one) if one.task.encoded is not None else 0
+        groups.setdefault((memory.piece_sizes, memory.direct, one.task.durability, alone), []).append(one)
     return [SliceBatch(group) for group in groups.values()]

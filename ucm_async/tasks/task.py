@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from ..coding import EncodedRows
 from ..errors import StoreError, WrongLoopError
 from ..native import Gate
 from ..types import I64, PENDING, U8, Durability, Status
@@ -38,7 +39,7 @@ class Task:
 
     __slots__ = (
         "_abandoned", "_errors", "_finished", "_gate", "_loop", "_on_finished", "_result", "_slices_left", "_timer",
-        "_waiters", "_work", "deadline", "durability", "ids", "lane", "memory", "pending", "shards",
+        "_waiters", "_work", "deadline", "durability", "encoded", "ids", "lane", "memory", "pending", "shards",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +50,7 @@ class Task:
         memory: Memory,
         *,
         durability: Durability = "stored",
+        encoded: EncodedRows | None = None,
         loop: asyncio.AbstractEventLoop,
         on_finished: Callable[[Task], None],
     ) -> None:
@@ -57,6 +59,7 @@ class Task:
         self.shards = shards
         self.memory = memory
         self.durability: Durability = durability
+        self.encoded = encoded
         self.deadline = math.inf
         self.pending = len(ids)
         self._gate = Gate()

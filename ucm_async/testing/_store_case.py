@@ -33,9 +33,16 @@ Opener: TypeAlias = Callable[..., _Opening]
 
 
 def make_blocks(count: int, seed: int = 0) -> tuple[U8, U8]:
-    """Return ids, uint8 (count, 16), and random bytes, uint8 (count, BLOCK_BYTES). Another seed, other ids."""
+    """Return ids, uint8 (count, 16), and random bytes, uint8 (count, BLOCK_BYTES). Another seed, other ids.
+
+    Their last shard is noise; the others can be made smaller, like bfloat16, of which every other byte is an exponent.
+    """
     ids = block_ids(range(seed << 32, (seed << 32) + count))
-    return ids, np.random.default_rng(seed).integers(0, 256, (count, BLOCK_BYTES), dtype=np.uint8)
+    data = np.random.default_rng(seed).integers(0, 256, (count, BLOCK_BYTES), dtype=np.uint8)
+    exponents = data[:, 1 : BLOCK_BYTES - SHARD_BYTES : 2]
+    exponents &= 0x83
+    exponents |= 0x3C
+    return ids, data
 
 
 def to_shards(ids: U8, data: U8) -> tuple[U8, I64, U8]:

@@ -75,7 +75,7 @@ class Dumper(BlockDumper[OwnFiles]):
         backend = choose_backend(ids, self._seeds)
         removals = self._known.removals
         size = await self._files.stat(ids, backend, self.transfer.pool)
-        stored: Bools = size == self._layout.file_bytes
+        stored = self._space.is_block(size)
         damaged = (size >= 0) & ~stored
         if damaged.any():  # else it would keep its place for ever: a commit never replaces
             async with self._space.manager.changing():
@@ -106,8 +106,8 @@ class Dumper(BlockDumper[OwnFiles]):
         if not new.any():
             return
         patience_s = min(ROOM_PATIENCE_S, writing.batch.patience_s())
-        groups = np.flatnonzero(new)
-        granted = await self._space.reserve(writing.place.backend[groups], patience_s)
+        groups = np.flatnonzero(new & (writing.failed == 0))
+        granted = await self._space.reserve(writing.place.backend[groups], _sizes(writing.writes, groups), patience_s)
         for g in groups[granted].tolist():
             writing.writes[g].reserved = True
         writing.failed[groups[~granted]] = NO_ROOM
@@ -117,7 +117,7 @@ class Dumper(BlockDumper[OwnFiles]):
         """Account for files that have got their names."""
         for g in groups.tolist():
             writing.writes[g].reserved = False
-        self._space.commit(writing.place.backend[groups])
+        self._space.commit(writing.place.backend[groups], _sizes(writing.writes, groups))
 
     async def _remove_own(self, ids: U8, backend: I64, writes: list[BlockWrite]) -> None:
         """Remove this writer's files, and give back their room."""
@@ -125,7 +125,7 @@ class Dumper(BlockDumper[OwnFiles]):
         def gone(which: Bools) -> None:
             for write, one in zip(writes, which.tolist(), strict=True):
                 write.reserved &= not one
-            self._space.release(backend[which])
+            self._space.release(backend[which], _sizes(writes, np.flatnonzero(which)))
 
         await self._files.unlink_own(ids, backend, self.transfer.pool, gone)
 
@@ -148,7 +148,7 @@ class Dumper(BlockDumper[OwnFiles]):
         opened = self._files.put_open_to_write(table[:, 0], ids, backend, self._fits_direct(writing, fine))
         reserve = table[:, 1]
         reserve["opcode"] = rq.OP_FALLOCATE | rq.FLAG_LINK
-        reserve["length"] = self._layout.file_bytes
+        reserve["length"] = _sizes(writing.writes, fine)
         if writing.batch.durability == "synced":
             table["opcode"][:, -3] = rq.OP_FDATASYNC | rq.FLAG_LINK | rq.FLAG_IF_WELL
         table["opcode"][:, -2] = rq.OP_CLOSE | rq.FLAG_LINK
@@ -216,3 +216,8 @@ class Dumper(BlockDumper[OwnFiles]):
 
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _sizes(writes: list[BlockWrite], which: I64) -> I64:
+    """Bytes that the files of some blocks take."""
+    return np.array([writes[g].file_bytes for g in which.tolist()], dtype=np.int64)

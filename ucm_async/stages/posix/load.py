@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakSet
 
+from ...blocks.encoded_loading import EncodedBlockLoader
 from ...blocks.layout import BlockLayout
-from ...blocks.loading import BlockLoader, Reading
+from ...blocks.loading import Located
 from ...blocks.transfer import Transfer, status_of_errno
 from ...engines import requests as rq
 from ...errors import BackendIOError, StoreError
@@ -44,7 +45,7 @@ class FilePlace:
     removals: int
 
 
-class Loader(BlockLoader[FilePlace]):
+class Loader(EncodedBlockLoader[FilePlace]):
     """Brings batches from the files of several backends."""
 
     def __init__(
@@ -83,20 +84,24 @@ class Loader(BlockLoader[FilePlace]):
         if attempt == 0 and len(table) <= CACHED_OPENS_MAX:
             table["opcode"][:, 0] |= rq.FLAG_CACHED
 
-    def _unreachable(self, reading: Reading[FilePlace], group: int, number: int) -> tuple[Status, StoreError | None]:
+    def _unreachable(self, reading: Located[FilePlace], group: int, number: int) -> tuple[Status, StoreError | None]:
         self._known.discard(reading.ids[group : group + 1])
         status = status_of_errno(number)
         return status, None if status == Status.MISS else BackendIOError.from_errno(number, "open")
 
-    def _came(self, reading: Reading[FilePlace], groups: I64) -> None:
+    def _came(self, reading: Located[FilePlace], groups: I64) -> None:
         ids = reading.ids[groups]
         self._known.add(ids, reading.place.removals)
         self._space.manager.touch(ids, WEIGHT_LOAD)
 
-    async def _set_aside(self, reading: Reading[FilePlace], group: int) -> str:
-        ids = reading.ids[group : group + 1]
+    async def _set_aside(self, reading: Located[FilePlace], group: int) -> str:
+        result = await self.set_aside(reading.ids[group : group + 1])
+        return "" if result[0] in (0, -errno.ENOENT) else os.strerror(-int(result[0]))
+
+    async def set_aside(self, ids: U8) -> I64:
+        """Move blocks to quarantine; returns 0 or -errno for each."""
         self._known.removed(ids)
         async with self._space.manager.changing():
-            result = await self._files.quarantine(ids, reading.place.backend[group : group + 1], self.transfer.pool)
+            result = await self._files.quarantine(ids, choose_backend(ids, self._seeds), self.transfer.pool)
         self._space.manager.forget(ids)
-        return "" if result[0] in (0, -errno.ENOENT) else os.strerror(-int(result[0]))
+        return result

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from ...blocks.header import HEADER_ALIGN
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
 from ...config import StoreConfig
@@ -36,13 +37,15 @@ class BlockSpace:
 
     Parameters
     ----------
+    encoded
+        Whether the store's blocks may be encoded, and so their files of any length up to that of a plain one.
+
+    Attributes
+    ----------
     in_transfer
         Returns the ids of blocks that are being read, arrays of shape (n, 16).
     transfer
         Means of the dump lane, of which the threads for file operations are used.
-
-    Attributes
-    ----------
     manager
         Of the space.
     files
@@ -52,9 +55,17 @@ class BlockSpace:
     """
 
     def __init__(
-        self, config: StoreConfig, layout: BlockLayout, backends: list[Backend], seeds: U64, known: KnownBlocks
+        self,
+        config: StoreConfig,
+        layout: BlockLayout,
+        backends: list[Backend],
+        seeds: U64,
+        known: KnownBlocks,
+        *,
+        encoded: bool = False,
     ) -> None:
         self._layout = layout
+        self._encoded = encoded
         self._backends = [backend for backend in backends if not backend.error]
         self._seeds = seeds
         self._known = known
@@ -70,26 +81,26 @@ class BlockSpace:
         self.manager = SpaceManager(SpaceLimits.of(config), places, fingerprint, self, config.hot_blocks_max)
         self.files = BlockFiles(backends, self._removed)
 
-    # ---- room for blocks; every one of them takes as much
+    # ---- room for blocks, whose files take `nbytes`, int64, shape (n,)
 
-    async def reserve(self, backend: I64, patience_s: float) -> Bools:
+    async def reserve(self, backend: I64, nbytes: I64, patience_s: float) -> Bools:
         """Reserve room for blocks on their backends: bool, shape (n,): which of them got it."""
         granted = np.ones(len(backend), dtype=np.bool_)
-        for position in np.unique(backend).tolist():
-            place = int(self._place[position])
-            rows = np.flatnonzero(backend == position)
+        places = self._place[backend]
+        for place, size in dict.fromkeys(zip(places.tolist(), nbytes.tolist(), strict=True)):
             if place >= 0:
-                got = await self.manager.reserve_soon(place, self._layout.file_bytes, len(rows), patience_s)
+                rows = np.flatnonzero((places == place) & (nbytes == size))
+                got = await self.manager.reserve_soon(place, size, len(rows), patience_s)
                 granted[rows[got:]] = False
         return granted
 
-    def commit(self, backend: I64) -> None:
+    def commit(self, backend: I64, nbytes: I64) -> None:
         """Say that reserved blocks have got their names."""
-        self._each(backend, self.manager.commit)
+        self._each(backend, nbytes, self.manager.commit)
 
-    def release(self, backend: I64) -> None:
+    def release(self, backend: I64, nbytes: I64) -> None:
         """Give back the room of blocks whose files are gone, or never were."""
-        self._each(backend, self.manager.release)
+        self._each(backend, nbytes, self.manager.release)
 
     def no_space(self, backend: I64) -> None:
         """Say that the disks of these blocks are full."""
@@ -97,10 +108,19 @@ class BlockSpace:
             if place >= 0:
                 self.manager.no_space(place)
 
-    def _each(self, backend: I64, account: Callable[[int, int], None]) -> None:
-        for place, count in zip(*np.unique(self._place[backend], return_counts=True), strict=True):
+    def _each(self, backend: I64, nbytes: I64, account: Callable[[int, int], None]) -> None:
+        places = self._place[backend]
+        for place in np.unique(places).tolist():
             if place >= 0:
-                account(int(place), int(count) * self._layout.file_bytes)
+                account(place, int(nbytes[places == place].sum()))
+
+    def is_block(self, size: I64) -> Bools:
+        """Tell of files by their sizes whether they can be blocks, which encoded ones of many sizes can."""
+        layout = self._layout
+        if not self._encoded:
+            return np.asarray(size == layout.file_bytes)
+        pages = size % HEADER_ALIGN == 0
+        return np.asarray(pages & (size > layout.header_bytes) & (size <= layout.file_bytes))
 
     def _removed(self, position: int, nbytes: int) -> None:
         place = int(self._place[position])
@@ -175,7 +195,7 @@ class BlockSpace:
 
     def _is_block(self, name: str, size: int) -> bool:
         home, _, rest = name.partition("/")
-        return home == QUARANTINE or (size == self._layout.file_bytes and _BLOCK_NAME.fullmatch(rest) is not None)
+        return home == QUARANTINE or (bool(self.is_block(np.array(size))) and _BLOCK_NAME.fullmatch(rest) is not None)
 
     async def _sizes(self, place: int, names: list[str]) -> I64:
         longest = max(map(len, names))

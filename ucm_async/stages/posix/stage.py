@@ -50,6 +50,7 @@ class PosixStage(Stage):
 
     name: ClassVar[str] = "Posix"
     needs_lower: ClassVar[bool | None] = False
+    takes_encoded: ClassVar[bool] = True
 
     def __init__(self, config: StoreConfig, lower: Lower | None) -> None:
         super().__init__(config, lower)
@@ -122,12 +123,14 @@ class PosixStage(Stage):
 
     def _make_lanes(self, load: Transfer, dump: Transfer, known: KnownBlocks) -> None:
         namespace = self.config.namespace_fingerprint()
-        self._space = space = BlockSpace(self.config, self._layout, self._backends, self._seeds, known)
+        self._space = space = BlockSpace(
+            self.config, self._layout, self._backends, self._seeds, known, encoded=self.above_encodes
+        )
         self._known = known
         self._files = space.files
         self._loader = Loader(self._layout, namespace, self._seeds, known, space, load)
         self._express = None
-        if ExpressLoads.serves(self._layout):
+        if ExpressLoads.serves(self._layout) and not self.above_encodes:
             touch = space.manager.touch
             self._express = ExpressLoads(self._layout, namespace, self._backends, self._seeds, known, touch, load)
         self._dumper = Dumper(self._layout, namespace, self._seeds, known, space, dump, self._writes)
@@ -175,7 +178,7 @@ class PosixStage(Stage):
 
     async def load(self, batch: Batch) -> None:
         """See `ucm_async.abc.Stage.load`."""
-        await self._loader.load(batch)
+        await (self._loader.load(batch) if batch.encoded is None else self._loader.load_encoded(batch))
 
     def begin_load(self, one: SmallLoad, otherwise: Callable[[], None]) -> bool:
         """See `ucm_async.abc.Stage.begin_load`: one whole small block goes the short way."""
@@ -212,7 +215,7 @@ class PosixStage(Stage):
         """Ask the file system, and remember what is there. A file of the wrong size is not a block."""
         removals = self._known.removals
         size = await self._files.stat(ids, choose_backend(ids, self._seeds), self._loader.transfer.pool)
-        found: Bools = size == self._layout.file_bytes
+        found = self._space.is_block(size)
         self._known.add(ids[found], removals)
         return found
 
@@ -225,6 +228,10 @@ class PosixStage(Stage):
             await self._dumper.discard_partial(block_id.tobytes())
         self._known.removed(ids)
         self._space.manager.forget(ids)
+
+    async def set_aside(self, ids: U8) -> None:
+        """See `ucm_async.abc.Stage.set_aside`: their files go to quarantine."""
+        await self._loader.set_aside(ids)
 
     # ---- what happened
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...abc import Batch
 from ...blocks.layout import BlockLayout
-from ...blocks.loading import BlockLoader, Reading
+from ...blocks.loading import BlockLoader, Located, Reading
 from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...engines.arena import Arena
@@ -77,18 +77,18 @@ class Loader(BlockLoader[Place]):
             self._look_again(reading, rows[unopened[reading.group]])
         return np.flatnonzero(here)
 
-    def _unreachable(self, reading: Reading[Place], group: int, number: int) -> tuple[Status, StoreError | None]:
+    def _unreachable(self, reading: Located[Place], group: int, number: int) -> tuple[Status, StoreError | None]:
         return Status.IO_ERROR, BackendIOError.from_errno(number, "read")
 
-    def _moved(self, reading: Reading[Place], group: int) -> bool:
+    def _moved(self, reading: Located[Place], group: int) -> bool:
         place = reading.place
         word = self._slabs.word(int(place.backend[group]), int(place.slots[group]))
         return word != int(place.words[group])
 
-    def _came(self, reading: Reading[Place], groups: I64) -> None:
+    def _came(self, reading: Located[Place], groups: I64) -> None:
         self._touch(np.ascontiguousarray(reading.ids[groups]), WEIGHT_LOAD)
 
-    async def _set_aside(self, reading: Reading[Place], group: int) -> str:
+    async def _set_aside(self, reading: Located[Place], group: int) -> str:
         place = reading.place
         where = int(place.backend[group]), int(place.slots[group]), int(place.words[group])
         return await self._quarantine(*where, reading.ids[group : group + 1])

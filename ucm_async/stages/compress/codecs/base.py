@@ -152,7 +152,7 @@ class Context:
     ) -> int:
         """Run one coding of the extension's; `source` and `target` are address and length. Returns its result."""
         one = self._one
-        one[0] = (*source, *target, gate, codec, 0, (dtype, *_NO_PARAMETERS), 0)
+        one[0] = (*source, *target, gate, codec, 0, (dtype, *_NO_PARAMETERS), 0, 0, 0)
         (self.native.encode if encode else self.native.decode)(one)
         return int(one["result"][0])
 
@@ -191,10 +191,10 @@ class Codec(ABC):
         Parameters
         ----------
         codings
-            Array of ``CODING``, shape (n,), of which ``source``, ``source_length``, ``target``, ``target_length`` and
-            ``gate`` are set; each target is at least as long as its source. The rest is filled in: ``codec`` and
-            ``parameters`` are what headers must say, and ``result`` the stored length, or a negative errno, for which
-            `failure_of` has words.
+            Array of ``CODING``, shape (n,), of which ``source``, ``source_length``, ``target``, ``target_length``,
+            ``flags`` and ``gate`` are set; each target is at least as long as its source. The rest is filled in:
+            ``codec`` and ``parameters`` are what headers must say, and ``result`` the stored length, or a negative
+            errno, for which `failure_of` has words.
         context
             For the calling thread alone.
         """

@@ -12,7 +12,9 @@ import numpy as np
 
 from .... import coding as c
 from ....coding import Codings
+from ....engines import requests as rq
 from ....errors import ConfigError
+from ....native import execute
 from ....types import U8
 from .base import Codec, Context, Layout
 
@@ -62,12 +64,10 @@ class ForeignCodec(Codec):
     def _encode(self, codings: Codings, context: Context) -> None:
         with context.entered():
             for i in range(len(codings)):
-                result = self._encode_row(codings[i], context)
-                if result == 0:  # did not shrink
-                    codings["codec"][i] = c.RAW
-                    context.native.encode(codings[i : i + 1])
-                else:
-                    codings["result"][i] = result
+                codings["result"][i] = c.place_behind(codings, i) or self._encode_row(codings[i], context)
+                if codings["result"][i] == 0:  # did not shrink
+                    self._copy_row(codings, i, context)
+            _take_checksums(codings)
 
     @classmethod
     def decode(cls, codings: Codings, context: Context) -> None:
@@ -75,6 +75,12 @@ class ForeignCodec(Codec):
         with context.entered():
             for i in range(len(codings)):
                 codings["result"][i] = cls._decode_row(codings[i], context)
+
+    def _copy_row(self, codings: Codings, i: int, context: Context) -> None:
+        row = codings[i]
+        raw, stored = ((int(row[one]), int(row["source_length"])) for one in ("source", "target"))
+        codings["codec"][i] = c.RAW
+        codings["result"][i] = context.run_one(c.RAW, 0, raw, stored, int(row["gate"]), encode=True)
 
     def _encode_row(self, row: np.void, context: Context) -> int:
         """Returns the stored length, 0 if that would not be less, or a negative errno."""
@@ -151,6 +157,17 @@ def _cut(ordered: U8, dtype: int, planes: int) -> tuple[list[U8], U8]:
     width = c.DTYPE_BYTES[dtype]
     elements = len(ordered) // width
     return [ordered[i * elements : (i + 1) * elements] for i in range(width)], ordered[width * elements :]
+
+
+def _take_checksums(codings: Codings) -> None:
+    """Fill in the checksums that are asked for."""
+    rows = np.flatnonzero((codings["flags"] & c.CODING_CHECKSUM > 0) & (codings["result"] >= 0))
+    requests = rq.new_requests(len(rows))
+    requests["opcode"] = rq.OP_CHECKSUM
+    requests["address"] = codings["target"][rows]
+    requests["length"] = codings["result"][rows]
+    execute(requests)
+    codings["checksum"][rows] = requests["result"]
 
 
 def _place(data: U8) -> tuple[int, int]:
