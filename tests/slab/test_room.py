@@ -109,18 +109,30 @@ async def test_a_lowered_cap_takes_whole_segments(tmp_path: Path) -> None:
 
 
 async def test_shards_keep_their_slot_until_the_block_is_given_up(tmp_path: Path) -> None:
-    async with ucm.open_store("Slab", **keys(tmp_path, capacity=64)) as store:
+    async with ucm.open_store("Slab", **keys(tmp_path, capacity=256)) as store:
         ids = ucm.block_ids(range(40))
         rows = content(ids).reshape(40, 4, -1)
         assert (await store.dump(ids, [0] * 40, rows[:, 0].copy())).ok.all()
         assert slot_counts(store)["taken"] == 40
-        assert (await dump(store, 100, 40)).any()
+        for first in range(100, 500, 40):
+            assert (await dump(store, first, 40)).all()
         await store.delete(ids[20:])
         assert slot_counts(store)["taken"] == 20
         for shard in (3, 1, 2):
             assert (await store.dump(ids[:20], [shard] * 20, rows[:20, shard].copy())).ok.all()
         assert slot_counts(store)["taken"] == 0
         assert (await check(store, 0, 20)).all()
+
+
+async def test_incomplete_blocks_do_not_take_every_slot(tmp_path: Path) -> None:
+    """The oldest of them are given up, as of any that exceed ``partial_blocks_max``."""
+    async with ucm.open_store("Slab", **keys(tmp_path, capacity=64)) as store:
+        ids = ucm.block_ids(range(60))
+        rows = content(ids).reshape(60, 4, -1)
+        for at in range(0, 60, 10):
+            assert (await store.dump(ids[at : at + 10], [0] * 10, rows[at : at + 10, 0].copy())).ok.all()
+        assert 0 < slot_counts(store)["taken"] <= 16
+        assert (await dump(store, 100, 10)).all()
 
 
 async def test_blocks_that_are_being_read_stay(tmp_path: Path) -> None:
