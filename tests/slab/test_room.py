@@ -131,7 +131,9 @@ async def test_incomplete_blocks_do_not_take_every_slot(tmp_path: Path) -> None:
         rows = content(ids).reshape(60, 4, -1)
         for at in range(0, 60, 10):
             assert (await store.dump(ids[at : at + 10], [0] * 10, rows[at : at + 10, 0].copy())).ok.all()
-        assert 0 < slot_counts(store)["taken"] <= 16
+        while slot_counts(store)["taken"] > 16:  # they go after the dump was reported
+            await asyncio.sleep(0.01)
+        assert slot_counts(store)["taken"] > 0
         assert (await dump(store, 100, 10)).all()
 
 
