@@ -15,7 +15,7 @@ from ucm_async.blocks.header import used_bytes
 from ucm_async.cli import main
 from ucm_async.types import U8, Bools
 
-from .support import BLOCK, FILE, block_files, check_usage, content, keys
+from .support import BLOCK, FILE, block_files, content, disk_usage, keys, space_of
 
 FLIPS = 1000
 SAYS_SOMETHING = used_bytes(4)
@@ -60,4 +60,4 @@ async def see_none_returned(directory: Path, ids: U8, data: U8, in_padding: Bool
         assert (out[in_padding] == data[in_padding]).all()
         again = await store.load(ids, None, out)
         assert set(again.status[~in_padding].tolist()) == {Status.MISS}
-        assert await check_usage(store, directory) == FLIPS * FILE
+        assert space_of(store)["used_bytes"] == disk_usage(directory) == FLIPS * FILE

@@ -58,7 +58,7 @@ class Peak:
 
 
 def data_bytes(directory: Path) -> int:
-    """Bytes of files that have a block's name. One that moves while this looks may be seen twice, so it has an inode."""
+    """Bytes of files that have a block's name; one that moves while this looks counts once."""
     seen: dict[int, int] = {}
     for where, _directories, names in os.walk(directory):
         for name in names:
