@@ -14,6 +14,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "engine": "the store against a C program on the same disk, in turns",
     "cache": "the Cache: hits, index, sharing between processes, loads beside dumps",
     "codecs": "every codec on your own bytes: ratio, speed, error",
+    "compress": "the Compress stage against its codec and its disk, each alone",
     "policies": "hit ratios of the Cache's eviction policies over a workload",
 }
 """Each benchmark, whose module is ``bench_<name>`` here, and its line in the help."""
