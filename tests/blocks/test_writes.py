@@ -83,13 +83,13 @@ class CommitByCount(RuleBasedStateMachine):
         file = self.files[claim.block_id]
         file.claims.remove(claim)
         file.shards &= ~written
-        if self.writes.close_if_empty(claim.write, claim.wanted, written):
+        if self.writes.failed(claim.write, claim.wanted, written):
             assert not file.claims, "the file is removed under somebody who writes to it"
             assert not file.shards, "shards that were in are thrown away"
             assert all(self.writes.claim(claim.block_id, bits) is None for bits in range(1, FULL + 1))
-            self.writes.failed(claim.write, FULL, FULL)
+            self.writes.cleared(claim.write)
         else:
-            self.writes.failed(claim.write, claim.wanted, written)
+            assert file.claims or file.shards, "its file is forgotten and stays"
 
     @rule(block_id=st.sampled_from(BLOCKS))
     def forget(self, block_id: bytes) -> None:
@@ -101,7 +101,7 @@ class CommitByCount(RuleBasedStateMachine):
             return
         assert not file.claims
         assert self.writes.claim(block_id, FULL) is None
-        self.writes.failed(write, FULL, FULL)
+        self.writes.cleared(write)
         self.files[block_id] = File()
 
     @invariant()
@@ -154,7 +154,8 @@ async def test_whoever_waits_is_woken(end: str) -> None:
     if end == "shards_in":
         writes.shards_in(write, FULL)
     elif end == "failed":
-        writes.failed(write, FULL, FULL)
+        assert writes.failed(write, FULL, FULL)
+        writes.cleared(write)
     else:
         writes.committed(write)
     await asyncio.wait_for(second, 10)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ from .support import (
     poisoned,
     quarantined,
     quiet,
+    stage_of,
     statuses,
     strike,
     temporary,
@@ -364,6 +366,48 @@ async def test_a_shard_fails_while_another_of_its_block_is_written(store: ucm.St
     assert (await slow).ok.all()
     assert (await store.dump(rows[1:], shards[1:], data[1:])).ok.all()
     assert (await store.lookup(IDS[:1])).all()
+    await check_blocks(store, IDS[:1])
+
+
+async def test_two_shards_of_a_block_fail_together(store: ucm.Store) -> None:
+    """Each still sees the other at it; the last to give up takes their file away."""
+    faults = inject(store)
+    rows, shards, data = by_shard(IDS[:3])
+    one, other = [0, SHARDS], [1, 2 * SHARDS]  # a shard of the first block each, and one of a block of their own
+    faults.dump.plan = strike(Fault("error", errno.EIO), *WRITES)
+    faults.dump_files.plan = strike(Fault("delay", delay_s=0.1), rq.OP_UNLINK)
+    first = store.dump(rows[one], shards[one], data[one])
+    second = store.dump(rows[other], shards[other], data[other], durability="synced")  # a batch of its own
+    assert not (await first).ok.any()
+    assert not (await second).ok.any()
+    assert faults.injected()["error"] == 4
+    await quiet(store)
+    faults.stop()
+    await finish(store, IDS[:3])
+
+
+async def test_a_shard_that_comes_too_late(store: ucm.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others store its block while it is about to begin: what it writes is of no use, and does not stay."""
+    dumper = stage_of(store)._dumper
+    look, go = dumper._find_stored, asyncio.Event()
+    looked = False
+
+    async def late(ids: Array) -> Any:
+        nonlocal looked
+        found = await look(ids)
+        if not looked:
+            looked = True
+            await go.wait()
+        return found
+
+    monkeypatch.setattr(dumper, "_find_stored", late)
+    rows, shards, data = by_shard(IDS[:1])
+    shard = store.dump(rows[:1], shards[:1], data[:1])
+    await until(lambda: looked)
+    assert (await store.dump(IDS[:1], None, content(IDS[:1]))).ok.all()
+    go.set()
+    assert (await shard).ok.all()
+    await quiet(store)
     await check_blocks(store, IDS[:1])
 
 

@@ -115,6 +115,10 @@ class BlockDumper(ABC, Generic[PlaceT]):
         """Tell which blocks are stored already."""
 
     @abstractmethod
+    def _known_stored(self, ids: U8) -> Bools:
+        """Tell which blocks this process knows to be stored, without asking anybody."""
+
+    @abstractmethod
     async def _sync_stored(self, ids: U8) -> I64:
         """Bring stored blocks to the medium: 0 or -errno for each; -ENOENT for one that was deleted meanwhile."""
 
@@ -404,30 +408,28 @@ class BlockDumper(ABC, Generic[PlaceT]):
 
     async def _settle(self, writing: Writing[PlaceT]) -> None:
         """Give the claims back, clear what holds nothing, report."""
-        writes, bad = self._writes, np.flatnonzero(writing.failed).tolist()
         empty = np.zeros(len(writing.writes), dtype=np.bool_)
-        for g in bad:
-            empty[g] = writes.close_if_empty(writing.writes[g], writing.wanted[g], self._written(writing, g))
+        for g in np.flatnonzero(writing.failed).tolist():
+            empty[g] = self._writes.failed(writing.writes[g], writing.wanted[g], self._written(writing, g))
+        gone = [writing.writes[g] for g in np.flatnonzero(empty).tolist()]
         try:
-            if empty.any():
-                gone = [write for write, empty_one in zip(writing.writes, empty.tolist(), strict=True) if empty_one]
+            if gone:
                 await self._clear(writing.ids[empty], gone)
         finally:
-            self._give_back(writing, empty)
+            for write in gone:
+                self._writes.cleared(write)
+            self._give_back(writing)
             self._report(writing)
+        await self._drop_overtaken(writing)
         await self._drop_surplus()
 
-    def _give_back(self, writing: Writing[PlaceT], empty: Bools) -> None:
-        outcomes = zip(empty.tolist(), writing.failed.tolist(), writing.completes.tolist(), strict=True)
-        for g, (write, (gone, failed, completes)) in enumerate(zip(writing.writes, outcomes, strict=True)):
-            if gone:
-                self._writes.failed(write, self._writes.full, self._writes.full)
-            elif failed:
-                self._writes.failed(write, writing.wanted[g], self._written(writing, g))
-            elif completes:
-                self._writes.committed(write)
+    def _give_back(self, writing: Writing[PlaceT]) -> None:
+        """Give back the claims of what went well."""
+        for g in np.flatnonzero(writing.failed == 0).tolist():
+            if writing.completes[g]:
+                self._writes.committed(writing.writes[g])
             else:
-                self._writes.shards_in(write, writing.wanted[g])
+                self._writes.shards_in(writing.writes[g], writing.wanted[g])
 
     def _written(self, writing: Writing[PlaceT], g: int) -> int:
         """Return the shards that a failed group may have spoilt, a bit set."""
@@ -445,6 +447,15 @@ class BlockDumper(ABC, Generic[PlaceT]):
             else:
                 writing.batch.report(rows, *_failure(number))
 
+    async def _drop_overtaken(self, writing: Writing[PlaceT]) -> None:
+        """Forget shards of blocks that others stored between the look and the claim: nobody will complete them."""
+        shards = (writing.failed == 0) & ~writing.completes
+        if not shards.any() or not (shards := shards & self._known_stored(writing.ids)).any():
+            return
+        ids = np.ascontiguousarray(writing.ids[shards])
+        for block_id in ids[await self._find_stored(ids)]:
+            await self.discard_partial(block_id.tobytes())
+
     async def _drop_surplus(self) -> None:
         """Forget the incomplete blocks that exceed the bound."""
         for write in self._writes.surplus():
@@ -459,7 +470,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
             try:
                 await self._clear(ids, [write])
             finally:
-                self._writes.failed(write, self._writes.full, self._writes.full)
+                self._writes.cleared(write)
 
 
 def _failure(number: int) -> tuple[Status, StoreError]:

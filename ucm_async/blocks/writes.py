@@ -105,25 +105,23 @@ class BlockWrites:
         """Say that the block has its name: nothing is under way any more."""
         self._forget(write)
 
-    def close_if_empty(self, write: BlockWrite, wanted: int, written: int) -> bool:
-        """Tell whether nothing is left of a block once `failed` is called with the same shards.
+    def failed(self, write: BlockWrite, wanted: int, written: int) -> bool:
+        """Give claimed shards back; what is in the file of the shards `written` cannot be relied on any more.
 
-        Nobody can claim a shard of it then until `failed` is called with every shard: its file is about to go, and the
-        next one has the same name.
+        Returns True if nothing is left of the block. Then nobody can claim a shard of it until `cleared`: its file is
+        about to go, and the next one has the same name.
         """
-        if write.busy & ~wanted or write.done & ~written:
+        write.busy &= ~wanted
+        write.done &= ~written
+        if write.busy or write.done:
+            self._wake(write)
             return False
         write.busy = self.full
         return True
 
-    def failed(self, write: BlockWrite, wanted: int, written: int) -> None:
-        """Give claimed shards back; what is in the file of the shards `written` cannot be relied on any more."""
-        write.busy &= ~wanted
-        write.done &= ~written
-        if not write.done and not write.busy:
-            self._forget(write)
-        else:
-            self._wake(write)
+    def cleared(self, write: BlockWrite) -> None:
+        """Say that the file of a block that `failed` or `close_idle` closed is gone."""
+        self._forget(write)
 
     def changed(self, block_id: bytes) -> asyncio.Future[None] | None:
         """Return a future for the next change of a block; None if nothing is under way."""
@@ -135,7 +133,7 @@ class BlockWrites:
         return waiter
 
     def close_idle(self, block_id: bytes) -> BlockWrite | None:
-        """Close an incomplete block that nobody is writing, as `close_if_empty`; returns it if there was one."""
+        """Close an incomplete block that nobody is writing, until `cleared`; returns it if there was one."""
         write = self._writes.get(block_id)
         if write is None or write.busy:
             return None

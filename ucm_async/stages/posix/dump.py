@@ -85,6 +85,9 @@ class Dumper(BlockDumper[OwnFiles]):
         self._space.manager.touch(ids[stored], WEIGHT_DUMP)
         return stored
 
+    def _known_stored(self, ids: U8) -> Bools:
+        return self._known.known(ids)
+
     async def _sync_stored(self, ids: U8) -> I64:
         async with self._changing():  # where a sync fails, a file is set aside
             result = await self._files.sync(ids, choose_backend(ids, self._seeds), self.transfer.pool)

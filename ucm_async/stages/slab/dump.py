@@ -57,6 +57,9 @@ class Dumper(BlockDumper[Place]):
         self._touch(np.ascontiguousarray(ids[stored]), WEIGHT_DUMP)
         return stored
 
+    def _known_stored(self, ids: U8) -> Bools:
+        return np.asarray(self._slabs.find(ids, self._slabs.choose(ids))[0] >= 0)
+
     async def _sync_stored(self, ids: U8) -> I64:
         slabs = self._slabs
         await slabs.refresh()
