@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -52,10 +53,10 @@ class Decoder:
             decoding.bases = slots.address(leased[: len(ids)])
             decoding.staging = slots.address(leased[len(ids) :]) if decoding.units.scattered else None
             addresses = decoding.bases.reshape(-1, 1)
-            status, decoding.encoded = await self.means.lower.load_encoded(
+            status, decoding.encoded, failures = await self.means.lower.load_encoded(
                 ids, addresses, self.means.geometry.slot_bytes
             )
-            if self._choose(decoding, status).any():
+            if self._choose(decoding, status, failures).any():
                 decoding.prepare()
                 shares = shares_of(len(ids), self.means.threads)
                 await all_of([self.means.workers.run(partial(decoding.run, share)) for share in shares])
@@ -63,12 +64,14 @@ class Decoder:
         finally:
             slots.release(leased)
 
-    def _choose(self, decoding: Decoding, status: U8) -> Bools:
+    def _choose(self, decoding: Decoding, status: U8, failures: Mapping[int, StoreError]) -> Bools:
         """Report the rows of blocks that did not come, or are refused; returns which rows are to be decoded."""
         batch, rows, of_row = decoding.batch, decoding.rows, status[decoding.group]
         missing = of_row != Status.OK
         if missing.any():
-            batch.report(rows[missing], of_row[missing])
+            for g in np.flatnonzero((status != Status.OK) & (status != Status.MISS)).tolist():
+                batch.report(rows[decoding.group == g], Status(status[g]), failures[g])
+            batch.report(rows[missing], of_row[missing])  # the first report of a row counts
         chosen = ~missing & batch.live()[rows]
         batch.report(rows[~missing & ~chosen], Status.CANCELLED)
         lossy = chosen & decoding.encoded.lossy[decoding.group]

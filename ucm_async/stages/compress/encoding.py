@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 
 from ...abc import Batch
 from ...coding import CODING_BEHIND, CODING_CHECKSUM, RAW, Codings, EncodedRows
+from ...errors import StoreError
 from ...native import execute
 from ...tasks import WHOLE_BLOCK, group_blocks
 from ...types import I64, U8, U64, Bools, Status
@@ -102,20 +104,22 @@ class Encoder:
         encoded = encoding.packed(blocks, lossy=not self._codec.lossless)
         whole = np.full(len(blocks), WHOLE_BLOCK, dtype=np.int64)
         ids, addresses = encoding.ids[blocks], encoding.bases[blocks]
-        status = await self._send(encoding.batch, ids, whole, addresses, encoded, self.means.geometry.slot_bytes)
-        encoding.report(blocks, status, encoding.group, len(encoding.ids))
+        row_bytes = self.means.geometry.slot_bytes
+        status, failures = await self._send(encoding.batch, ids, whole, addresses, encoded, row_bytes)
+        encoding.report(blocks, status, failures, encoding.group)
 
     async def _send_shards(self, encoding: Encoding, units: I64) -> None:
         """Dump single shards."""
         encoded = encoding.apart(units, lossy=not self._codec.lossless)
         ids, shards = encoding.ids[encoding.unit_group[units]], encoding.unit_shard[units]
         addresses = encoding.codings["target"][units]
-        status = await self._send(encoding.batch, ids, shards, addresses, encoded, self.means.geometry.shard_size)
-        encoding.report(units, status, encoding.unit_of_row, len(encoding.codings))
+        row_bytes = self.means.geometry.shard_size
+        status, failures = await self._send(encoding.batch, ids, shards, addresses, encoded, row_bytes)
+        encoding.report(units, status, failures, encoding.unit_of_row)
 
     async def _send(
         self, batch: Batch, ids: U8, shards: I64, addresses: U64, encoded: EncodedRows, row_bytes: int
-    ) -> U8:
+    ) -> tuple[U8, Mapping[int, StoreError]]:
         counts = self.means.counts
         counts["shards"] += encoded.codecs.size
         counts["raw_shards"] += int((encoded.codecs == RAW).sum())
@@ -207,17 +211,13 @@ class Encoding:
         self.failed[list(wrong)] = True
         return wrong
 
-    def report(self, sent: I64, status: U8, of_row: I64, count: int) -> None:
-        """Report the rows whose block, or shard, was sent; `of_row` has that of each row, of `count`."""
-        if len(sent) == count:
-            self.batch.report(self.rows, status[of_row])
-            return
-        known = np.zeros(count, dtype=np.bool_)
-        known[sent] = True
-        every = np.zeros(count, dtype=np.uint8)
-        every[sent] = status
-        mine = known[of_row]
-        self.batch.report(self.rows[mine], every[of_row[mine]])
+    def report(self, sent: I64, status: U8, failures: Mapping[int, StoreError], of_row: I64) -> None:
+        """Report the rows whose block, or shard, was sent; `of_row` has that of each row."""
+        for i in np.flatnonzero(status != Status.OK).tolist():
+            self.batch.report(self.rows[of_row == sent[i]], Status(status[i]), failures[i])
+        good = np.zeros(int(of_row.max()) + 1, dtype=np.bool_)
+        good[sent[status == Status.OK]] = True
+        self.batch.report(self.rows[good[of_row]], Status.OK)
 
     def packed(self, blocks: I64, *, lossy: bool) -> EncodedRows:
         """Return what is known of whole blocks."""
