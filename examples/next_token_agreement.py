@@ -2,10 +2,10 @@
 
 The KV cache of a text is dumped through ``Compress|Posix`` and loaded back, block by block, and the model goes on from
 it, along the same text. At each token, the most likely next one is compared with that of a run that goes on from the
-cache as it was. A row says how often both agree, and how far their probabilities are apart (Kullback-Leibler divergence,
-nats a token).
+cache as it was. A row says how often both agree, and how far their probabilities are apart (Kullback-Leibler
+divergence, nats a token).
 
-Needs torch and transformers, and a directory with a causal language model that transformers can load; with ``--gguf FILE``
+Needs torch and transformers, and a directory with a causal language model that transformers can load; with ``--gguf``
 its weights are read from a GGUF file there::
 
     pip install ucm-async torch transformers gguf
