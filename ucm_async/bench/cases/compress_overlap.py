@@ -1,13 +1,16 @@
 """Dumps and loads through ``Compress|Posix`` against the slower of what it is made of, each alone.
 
 These are the codec, on as many threads; and the disk, with files as long as the encoded ones: a C program, or where
-there is none the Posix stage. What the store takes beyond the slower one was not hidden behind it.
+there is none the Posix stage. What the store takes beyond the slower one was not hidden behind it. Both need processors,
+so where there are few, not even a store that costs nothing could reach the slower one: "processors allow" is what they
+would do if they were never idle with the codec and the disk's program alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +92,8 @@ def _finding(
     bounds = [min(pair) for pair in zip(rates[coder], rates[disk], strict=True)]
     ratios = [rate / bound for rate, bound in zip(rates[f"store {verb}"], bounds, strict=True)]
     gb = shape.block_bytes / 1e9
+    cpus = len(os.sched_getaffinity(0))
+    cpu_us = measured.cpu_us(coder).median + measured.cpu_us(disk).median
     detail = {
         "ratio": round(ratio, 3),
         "codec GB/s": round(measured.gb_per_s(coder, shape.block_bytes).median, 3),
@@ -97,6 +102,8 @@ def _finding(
         "seed's compressor GB/s": _SEED[verb],
         "cpu us a block": round(measured.cpu_us(f"store {verb}").median),
         "codec cpu us": round(measured.cpu_us(coder).median),
+        f"{disk} cpu us": round(measured.cpu_us(disk).median),
+        "processors allow GB/s": round(cpus * gb / (cpu_us / 1e6), 3),
     }
     value = measured.gb_per_s(f"store {verb}", shape.block_bytes)
     bound = Spread.of([one * gb for one in bounds])
