@@ -1,9 +1,10 @@
 """Dumps and loads through ``Compress|Posix`` against the slower of what it is made of, each alone.
 
 These are the codec, on as many threads; and the disk, with files as long as the encoded ones: a C program, or where
-there is none the Posix stage. What the store takes beyond the slower one was not hidden behind it. Both need processors,
-so where there are few, not even a store that costs nothing could reach the slower one: "processors allow" is what they
-would do if they were never idle with the codec and the disk's program alone.
+there is none the Posix stage. What the store takes beyond the slower one was not hidden behind it.
+
+Both need processors. Where there are few, not even a store that costs nothing could reach the slower one: "processors
+allow" is what they would do if the codec and the disk's program alone kept them busy all the time.
 """
 
 from __future__ import annotations
