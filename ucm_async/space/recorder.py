@@ -85,7 +85,8 @@ class Recorder:
             self._loop.call_soon(self._drain_some)
 
     def _drain_some(self) -> None:
-        self._count_some()
+        if self._notes:  # `catch_up` may have been quicker
+            self._count_some()
         self._draining = bool(self._notes)
         if self._draining:
             self._loop.call_soon(self._drain_some)
