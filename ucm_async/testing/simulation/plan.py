@@ -208,10 +208,8 @@ def _draw_step(generator: random.Random, setting: Setting, kind: str) -> list[St
         process=generator.randrange(setting.processes),
         pause_s=generator.choice((0.0, 0.0, 1e-5, 1e-4, 1e-3)) * generator.random(),
     )
-    if verb == "scatter":
-        return _scatter(generator, setting, step)
-    if verb == "crowd":
-        return _crowd(generator, setting, step)
+    if verb in ("scatter", "crowd"):
+        return (_scatter if verb == "scatter" else _crowd)(generator, setting, step)
     if verb in ("dump", "load"):
         return [_draw_rows(generator, setting, step)]
     if verb in ("lookup", "prefix", "delete"):
