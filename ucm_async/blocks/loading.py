@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
@@ -360,6 +361,8 @@ class BlockLoader(ABC, Generic[PlaceT]):
     def _patience_s(self, batch: Batch, groups: int) -> float:
         """How long to wait for stragglers before what is in is handed on: half of the time left, again and again."""
         left = batch.patience_s()
+        if left == math.inf and not batch.live().any():
+            return 0.0  # nobody waits any more: only for what the kernel still has are slots kept
         return max(left if groups == 1 else left / 2, PATIENCE_S_MIN)
 
     def _keep_only(self, reading: Reading[PlaceT], groups: I64) -> None:
