@@ -138,7 +138,7 @@ def test_the_oldest_incomplete_blocks_are_surplus() -> None:
         assert write is not None
         writes.shards_in(write, 1)
     writes.claim(names[1], 2)
-    assert [write.block_id for write in writes.surplus()] == [names[0], names[2], names[3]]
+    assert [write.block_id for write in writes.surplus()] == [names[0], names[2]], "what is under way does not count"
 
 
 @pytest.mark.parametrize("end", ["shards_in", "failed", "committed"])

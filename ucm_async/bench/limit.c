@@ -1,9 +1,10 @@
-/* What this machine's storage gives a C program: the yardstick of `ucm-async bench engine`.
+/* What this machine's storage gives a C program: the yardstick of `ucm-async bench engine` and `bench slab`.
  *
  *   limit ENGINE LAYOUT DIRECT BLOCK_BYTES BLOCKS DEPTH HUGE PATH [MODE] [SEED]
  *
  *   ENGINE  uring: io_uring, DEPTH requests in flight; thr: DEPTH threads, one system call a block
  *   LAYOUT  files: PATH is a folder of 000000, 000001, ...
+ *           slab: PATH is one file, block i at i * BLOCK_BYTES; MODE w allocates it before the clock, if it is missing
  *   DIRECT  1: O_DIRECT         HUGE  1: buffers in huge pages
  *   MODE    r (default): read the files, opened before; w: overwrite them; c: each thread creates a file under
  *           another name, writes it, closes it and renames it (ENGINE thr, PATH without these files)
@@ -36,6 +37,7 @@ static int direct_flag, writing;
 static const char *folder;
 static char *memory;
 static int *files;
+static int is_slab;
 
 static void fail(const char *what)
 {
@@ -67,12 +69,26 @@ static void map_memory(int huge)
     memset(memory, 7, length);
 }
 
+static off_t offset_of(unsigned i)
+{
+    return is_slab ? (off_t)i * (off_t)block_bytes : 0;
+}
+
+static void open_slab(void)
+{
+    int fd = open(folder, (writing ? O_WRONLY | O_CREAT : O_RDONLY) | direct_flag | O_CLOEXEC, 0644);
+    if (fd < 0)
+        fail(folder);
+    off_t length = offset_of(blocks);
+    if (writing && lseek(fd, 0, SEEK_END) < length && (errno = posix_fallocate(fd, 0, length)) != 0)
+        fail("posix_fallocate");
+    for (unsigned i = 0; i < blocks; i++)
+        files[i] = fd;
+}
+
 static void open_files(void)
 {
     char path[4096];
-    files = calloc(blocks, sizeof *files);
-    if (files == NULL)
-        fail("calloc");
     for (unsigned i = 0; i < blocks; i++) {
         name_of(path, sizeof path, "", i);
         files[i] = open(path, (writing ? O_WRONLY : O_RDONLY) | direct_flag | O_CLOEXEC);
@@ -87,7 +103,8 @@ static atomic_uint next_block;
 
 static void transfer_one(unsigned i)
 {
-    ssize_t n = writing ? pwrite(files[i], block_at(i), block_bytes, 0) : pread(files[i], block_at(i), block_bytes, 0);
+    ssize_t n = writing ? pwrite(files[i], block_at(i), block_bytes, offset_of(i))
+                        : pread(files[i], block_at(i), block_bytes, offset_of(i));
     if (n != (ssize_t)block_bytes) {
         errno = n < 0 ? errno : EIO;
         fail("transfer");
@@ -168,6 +185,7 @@ static void push(struct ring *ring, unsigned i)
     memset(sqe, 0, sizeof *sqe);
     sqe->opcode = writing ? IORING_OP_WRITE : IORING_OP_READ;
     sqe->fd = files[i];
+    sqe->off = (uint64_t)offset_of(i);
     sqe->addr = (uint64_t)(uintptr_t)block_at(i);
     sqe->len = (unsigned)block_bytes;
     ring->sq_array[slot] = slot;
@@ -224,11 +242,12 @@ static double cpu_seconds(void)
 
 int main(int argc, char **argv)
 {
-    if (argc < 9 || strcmp(argv[2], "files") != 0) {
-        fprintf(stderr, "usage: limit uring|thr files DIRECT BLOCK_BYTES BLOCKS DEPTH HUGE PATH [r|w|c] [SEED]\n");
+    if (argc < 9 || (strcmp(argv[2], "files") != 0 && strcmp(argv[2], "slab") != 0)) {
+        fprintf(stderr, "usage: limit uring|thr files|slab DIRECT BLOCK_BYTES BLOCKS DEPTH HUGE PATH [r|w|c] [SEED]\n");
         return 2;
     }
     int uring = strcmp(argv[1], "uring") == 0;
+    is_slab = strcmp(argv[2], "slab") == 0;
     char mode = argc > 9 ? argv[9][0] : 'r';
     direct_flag = atoi(argv[3]) ? O_DIRECT : 0;
     block_bytes = strtoul(argv[4], NULL, 10);
@@ -236,12 +255,19 @@ int main(int argc, char **argv)
     depth = (unsigned)strtoul(argv[6], NULL, 10);
     folder = argv[8];
     writing = mode != 'r';
-    if (!block_bytes || block_bytes > (size_t)1 << 30 || !blocks || !depth || depth > THREADS_MAX || (uring && mode == 'c')) {
-        fprintf(stderr, "limit: sizes and counts must be positive, DEPTH at most %d, mode c with thr only\n", THREADS_MAX);
+    if (!block_bytes || block_bytes > (size_t)1 << 30 || !blocks || !depth || depth > THREADS_MAX ||
+        (mode == 'c' && (uring || is_slab))) {
+        fprintf(stderr, "limit: sizes and counts must be positive, DEPTH at most %d, mode c with thr and files only\n",
+                THREADS_MAX);
         return 2;
     }
     map_memory(atoi(argv[7]));
-    if (mode != 'c')
+    files = calloc(blocks, sizeof *files);
+    if (files == NULL)
+        fail("calloc");
+    if (is_slab)
+        open_slab();
+    else if (mode != 'c')
         open_files();
     struct ring ring;
     if (uring)

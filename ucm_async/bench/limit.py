@@ -54,7 +54,7 @@ class LimitProgram:
         LimitError
             It failed, or printed something else.
         """
-        return await self._run("uring", folder, block_bytes, blocks, depth, "r")
+        return await self._run("uring", "files", folder, block_bytes, blocks, depth, "r")
 
     async def create(self, folder: Path, block_bytes: int, blocks: int, *, threads: int) -> Sample:
         """Create, write, close and rename files in `folder`, which has none.
@@ -64,12 +64,33 @@ class LimitProgram:
         LimitError
             It failed, or printed something else.
         """
-        return await self._run("thr", folder, block_bytes, blocks, threads, "c")
+        return await self._run("thr", "files", folder, block_bytes, blocks, threads, "c")
+
+    async def write_slab(self, path: Path, slot_bytes: int, blocks: int, *, depth: int) -> Sample:
+        """Write the slots of one file, allocated before the clock starts unless it is there.
+
+        Raises
+        ------
+        LimitError
+            It failed, printed something else, or is a program that knows no slabs.
+        """
+        return await self._run("uring", "slab", path, slot_bytes, blocks, depth, "w")
+
+    async def read_slab(self, path: Path, slot_bytes: int, blocks: int, *, depth: int) -> Sample:
+        """Read the slots of one file; errors as of `write_slab`."""
+        return await self._run("uring", "slab", path, slot_bytes, blocks, depth, "r")
 
     async def _run(
-        self, engine: str, folder: Path, block_bytes: int, blocks: int, depth: int, mode: Literal["r", "c"]
+        self,
+        engine: str,
+        layout: Literal["files", "slab"],
+        path: Path,
+        block_bytes: int,
+        blocks: int,
+        depth: int,
+        mode: Literal["r", "w", "c"],
     ) -> Sample:
-        words = [engine, "files", int(self.direct), block_bytes, blocks, depth, 1, folder, mode]
+        words = [engine, layout, int(self.direct), block_bytes, blocks, depth, 1, path, mode]
         process = await asyncio.create_subprocess_exec(
             self.path, *map(str, words), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )

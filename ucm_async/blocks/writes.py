@@ -142,14 +142,10 @@ class BlockWrites:
 
     def surplus(self) -> list[BlockWrite]:
         """Return incomplete blocks above the bound, the oldest first; the caller discards them and their files."""
-        excess = len(self._writes) - self._partial_max
-        out: list[BlockWrite] = []
-        for write in self._writes.values():
-            if excess <= len(out):
-                break
-            if not write.busy:
-                out.append(write)
-        return out
+        if len(self._writes) <= self._partial_max:
+            return []
+        idle = [write for write in self._writes.values() if not write.busy]
+        return idle[: max(0, len(idle) - self._partial_max)]
 
     def _forget(self, write: BlockWrite) -> None:
         self._writes.pop(write.block_id, None)

@@ -13,6 +13,7 @@ __all__ = ["BENCHMARKS", "add_arguments", "run"]
 BENCHMARKS: Final[Mapping[str, str]] = {
     "engine": "the store against a C program on the same disk, in turns",
     "cache": "the Cache: hits, index, sharing between processes, loads beside dumps",
+    "slab": "slots of preallocated files against files of their own and a C program: dumps, loads, restart",
     "codecs": "every codec on your own bytes: ratio, speed, error",
     "policies": "hit ratios of the Cache's eviction policies over a workload",
 }

@@ -110,12 +110,13 @@ class Room:
             return _NO_SLOTS
         await slab.memory.acquire()
         try:
-            taken = self._take(backend, count)
-            if len(taken):
-                return taken
-            absent = np.flatnonzero(slab.memory.present == 0)
-            if len(absent) and await self._make(slab, self._places[backend], int(absent[0])):
-                return self._take(backend, count)
+            made = True
+            while made:  # others may take every slot of a new segment
+                taken = self._take(backend, count)
+                if len(taken):
+                    return taken
+                absent = np.flatnonzero(slab.memory.present == 0)
+                made = len(absent) > 0 and await self._make(slab, self._places[backend], int(absent[0]))
         finally:
             await asyncio.to_thread(slab.memory.release)
         self._refused_until[backend] = self._loop.time() + GROW_PAUSE_S

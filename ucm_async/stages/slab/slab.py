@@ -122,7 +122,7 @@ class Slab:
         except BaseException:
             await asyncio.to_thread(memory.leave)
             if new:
-                memory.remove()
+                await asyncio.to_thread(memory.remove)
             raise
 
     def _plan(self, found: list[FoundSegment]) -> tuple[SlabGeometry, int]:

@@ -81,7 +81,7 @@ class SlabSpace:
             await slabs.give_marked(backend[mine], slots[mine], self._transfer.engine)
 
     async def set_aside(self, backend: int, slot: int, word: int, ids: U8) -> str:
-        """Take a bad block out of sight, with a copy where there is room; returns why there is none."""
+        """Take a bad block out of sight, with a copy in quarantine where there is room; returns why copying failed."""
         where, slots = np.array([backend]), np.array([slot])
         if not self._slabs.withdraw(where, slots, np.array([word], dtype=np.uint64)).all():
             return ""  # somebody else was quicker
@@ -91,7 +91,7 @@ class SlabSpace:
         finally:
             await self._slabs.mark(where, slots, self._transfer.engine)
             self._slabs.spoil(where, slots)
-        return "" if failed in (0, errno.EEXIST) else os.strerror(failed)
+        return "" if failed in (0, errno.EEXIST, errno.ENOSPC) else os.strerror(failed)
 
     async def _copy(self, backend: int, slot: int, block_id: bytes) -> int:
         slab, place = self._slabs.slabs[backend], int(self._place[backend])

@@ -38,6 +38,9 @@ DUMP_POOL_THREADS: Final = 2
 LOOKUP_AT_ONCE: Final = 1024
 """Ids that are looked up in one turn of the loop: some 50 µs."""
 
+PARTIAL_SHARE: Final = 4
+"""Incomplete blocks may hold one slot in so many: nobody but their writer can evict them."""
+
 LOOK_S: Final = 0.5
 """How often a store looks for others that died."""
 
@@ -54,7 +57,7 @@ class SlabStage(Stage):
     def __init__(self, config: StoreConfig, lower: Lower | None, progress: Progress | None = None) -> None:
         super().__init__(config, lower)
         self._layout = BlockLayout.of(config.block_size, config.shard_size)
-        self._writes = BlockWrites(self._layout.shards, config.partial_blocks_max)
+        self._writes: BlockWrites
         self._backends: list[SlabBackend] = []
         self._open_slabs: list[Slab] = []
         self._transfers: list[Transfer] = []
@@ -136,6 +139,9 @@ class SlabStage(Stage):
         limits = SpaceLimits.of(config).with_marks(1.0, 1.0)
         there = [SpacePlace(one.root.parent, one.root, one.owner, one.fresh) for one in self._backends if not one.error]
         self._manager = space.manager = manager = SpaceManager(limits, there, namespace, space, config.hot_blocks_max)
+        slots = sum(slab.table.slots for slab in self._open_slabs)
+        partial_max = min(config.partial_blocks_max, max(1, slots // PARTIAL_SHARE))
+        self._writes = BlockWrites(self._layout.shards, partial_max)
         self._room = space.room = Room(found, manager, places, dump)
         self._loader = Loader(self._layout, namespace, found, manager.touch, space.set_aside, load)
         self._dumper = Dumper(self._layout, namespace, found, manager.touch, self._room.take, dump, self._writes)
