@@ -207,12 +207,12 @@ class BlockLoader(ABC, Generic[PlaceT]):
         for start in range(0, len(rows), step):
             spoilt += await self._load_rows(batch, rows[start : start + step], arena)
         step = max(1, self.transfer.arena.slots // 2)
-        for start in range(0, len(spoilt), step):
-            again = np.array(spoilt[start : start + step])
-            await self._load_rows(batch, again, self.transfer.arena, apart=True)
+        again = np.array(sorted(set(spoilt)), dtype=np.int64)  # they were noted as they came
+        for start in range(0, len(again), step):
+            await self._load_rows(batch, again[start : start + step], self.transfer.arena, apart=True)
 
     async def _load_rows(self, batch: Batch, rows: I64, arena: Arena, *, apart: bool = False) -> list[int]:
-        """Load rows, with one chain a block, or one a row if `apart`; returns those that another row's read spoilt."""
+        """Load rows, ascending, with one chain a block, or one a row if `apart`; returns those to be read again."""
         first, group = (np.arange(len(rows)),) * 2 if apart else group_rows(batch.ids[rows])
         slots = await arena.lease(len(first))
         reading: Reading[PlaceT] | None = None
