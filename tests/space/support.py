@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -66,8 +67,12 @@ def block_files(directory: Path) -> list[Path]:
 
 
 def disk_usage(directory: Path) -> int:
-    """As ``du`` tells it: the sectors of the data files."""
-    return sum(path.stat().st_blocks * 512 for path in block_files(directory))
+    """As ``du`` tells it: the sectors of the data files. One that is collected meanwhile has none."""
+    total = 0
+    for path in block_files(directory):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total
 
 
 def header_usage(directory: Path) -> int:

@@ -119,6 +119,22 @@ async def test_shards_hold_their_room_until_the_block_is_whole_or_given_up(tmp_p
         await check_usage(store, tmp_path)
 
 
+async def test_shards_that_wait_for_room_together_get_it_once(tmp_path: Path) -> None:
+    """Each of two tasks has waited for the room of the same new block, and one room is all that it takes."""
+    async with ucm.open_store("Posix", **keys(tmp_path, capacity=10, space_high=1.0)) as store:
+        assert (await dump(store, 100, 10)).all()
+        ids = ucm.block_ids([0])
+        data = content(ids).reshape(1, 4, -1)
+        both = [store.dump(ids, [shard], data[:, shard].copy()) for shard in (0, 1)]
+        for task in both:
+            assert (await task).ok.all()
+        assert space_of(store)["reserved_bytes"] == FILE
+        assert (await store.dump(ids.repeat(2, axis=0), [2, 3], data[0, 2:].copy())).ok.all()
+        assert space_of(store)["reserved_bytes"] == 0
+        await settled(store)
+        await check_usage(store, tmp_path)
+
+
 async def test_usage_after_everything_that_changes_it(tmp_path: Path) -> None:
     """Dumps, repeated and in shards; deletes; damage; a second store with the same blocks."""
     one = await ucm.open_store("Posix", **keys(tmp_path))

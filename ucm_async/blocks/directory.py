@@ -15,14 +15,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..config import StoreConfig
 from ..engines.probe import probe_direct
 from ..engines.system import System
 from ..errors import ConfigError
 
-__all__ = ["QUARANTINE", "choose_direct", "make_directory", "namespace_root"]
+__all__ = ["QUARANTINE", "choose_direct", "layout_of", "make_directory", "namespace_root", "read_note"]
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +74,20 @@ def make_directory(system: System, path: str, config: StoreConfig, layout: str, 
     _make_last(system, path)
     _describe(system, root, config, layout)
     return fresh
+
+
+def layout_of(system: System, root: Path) -> str:
+    """Return the name of the layout of a namespace's directory, "" if it is none."""
+    return next((one.name for one in _LAYOUTS if system.exists(root / one.home)), "")
+
+
+def read_note(system: System, root: Path) -> dict[str, Any]:
+    """Return what the note of a namespace says; nothing, if it is missing or cannot be read. Blocks."""
+    try:
+        about = json.loads(system.read_whole(root / NOTE) or b"{}")
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _slug(namespace: str) -> str:

@@ -26,6 +26,11 @@ COMMANDS: Final[Mapping[str, str]] = {
     "replay": "run a workload as an inference frontend does, and compare every loaded byte",
     "bench": "measure an engine on this machine",
     "simulate": "whole stores on a simulated machine, with faults, from a seed",
+    "fsck": "verify everything that is stored; repair it",
+    "gc": "what collection would remove, coldest first; collect",
+    "stat": "who occupies how much of some backends",
+    "delete": "remove blocks, or all of a namespace",
+    "quarantine": "list, restore or remove what was set aside as damaged",
     "shm": "list, inspect and remove the shared memory of the Cache",
     "doctor": "what this machine offers, and what to change",
 }

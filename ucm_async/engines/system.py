@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Final
 
 from ..abc import Engine
 from ..native import Mapping
+from ..types import U8
 from .sharedmemory import SharedMemory
 
 __all__ = ["System", "current_system", "use_system"]
@@ -81,6 +83,15 @@ class System:
     def boot_name(self) -> str:
         """Return a name that is another one each time the machine starts."""
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def now(self) -> float:
+        """Return the time in seconds since the epoch: what file times are compared with."""
+        return time.time()
+
+    @contextlib.contextmanager
+    def collecting(self, ids: U8) -> Iterator[None]:
+        """Be told which blocks, uint8 (n, 16), a collector is removing: whoever keeps books of promises needs it."""
+        yield
 
     def open(self, path: Path, flags: int) -> int:
         """Open a file, with ``O_CLOEXEC``; one that is made is the owner's alone."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -86,6 +87,8 @@ class Collector:
     learn
         Awaited when a run begins, and with True when no cold block is left in `hotness`: adds what other stores know,
         or what is on the disk; returns whether there was anything new.
+    told
+        Entered with the ids of blocks while they are being removed.
     on_freed
         Told the bytes after each step.
     """
@@ -98,6 +101,7 @@ class Collector:
         hurry: Callable[[], bool],
         catch_up: Callable[[], Awaitable[None]],
         learn: Callable[[bool], Awaitable[bool]],
+        told: Callable[[U8], AbstractContextManager[None]],
         on_freed: Callable[[int], None],
     ) -> None:
         self._hotness = hotness
@@ -106,6 +110,7 @@ class Collector:
         self._hurry = hurry
         self._catch_up = catch_up
         self._learn = learn
+        self._told = told
         self._on_freed = on_freed
         self._counts: Counter[str] = Counter(runs=0, steps=0, blocks=0, bytes=0, purged_bytes=0)
 
@@ -144,7 +149,8 @@ class Collector:
         if not len(ids):
             return False
         started = loop.time()
-        freed = await user.remove(ids)
+        with self._told(ids):
+            freed = await user.remove(ids)
         self._hotness.forget(ids)
         self._counts["steps"] += 1
         self._counts["blocks"] += len(ids)

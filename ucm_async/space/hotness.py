@@ -77,13 +77,15 @@ class Hotness:
 
     Attributes
     ----------
+    clock
+        As it was given.
     room
         How many are remembered before it grows: until then, it forgets. Some 64 bytes each.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.time) -> None:
         self.capacity = capacity
-        self._clock = clock
+        self.clock = clock
         self.room = min(capacity, ROOM_MIN)
         self._table = IdTable(self.room)  # id -> slot + 1
         self._ids: U8 = np.empty((capacity, BLOCK_ID_BYTES), dtype=np.uint8)  # memory comes with use
@@ -108,7 +110,7 @@ class Hotness:
         go first: often they are a prefix, which is worth nothing without its beginning. What stages call is
         `SpaceManager.touch`, which only notes it.
         """
-        when = self._clock() if at is None else at
+        when = self.clock() if at is None else at
         steps: F64 = POSITION_STEP * np.arange(len(ids), dtype=np.float64)
         self.merge(ids, access_number(when, weight) - steps, np.logaddexp2)
 

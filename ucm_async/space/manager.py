@@ -118,7 +118,7 @@ class SpaceManager(AsyncResource):
         self._ledgers = await asyncio.to_thread(self._join)
         try:
             await self._look_at_disks()
-            self.hotness = await asyncio.to_thread(Hotness, self._hot_blocks_max)
+            self.hotness = await asyncio.to_thread(Hotness, self._hot_blocks_max, self._system.now)
             home = min(self._places, key=lambda place: place.directory)
             self._lease = self._ledgers[self._places.index(home)]
             files = HotFiles(self._system, home.root, home.owner)
@@ -134,6 +134,7 @@ class SpaceManager(AsyncResource):
             hurry=lambda: bool(self._waiting),
             catch_up=self._recorder.catch_up,
             learn=self._learn,
+            told=self._system.collecting,
             on_freed=self._note_freed,
         )
         self._spawn(self._look_after())

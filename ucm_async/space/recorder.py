@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -72,7 +71,7 @@ class Recorder:
         if len(ids) > room:
             self.dropped += len(ids) - room
             ids = ids[:room]
-        first = access_number(time.time(), weight)
+        first = access_number(self.hotness.clock(), weight)
         for start in range(0, len(ids), NOTES_AT_ONCE):
             self._notes.append((ids[start : start + NOTES_AT_ONCE].tobytes(), first - start * POSITION_STEP))
         self._noted += len(ids)

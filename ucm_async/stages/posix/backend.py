@@ -32,7 +32,7 @@ from ...config import StoreConfig
 from ...engines.system import System, current_system
 from ...errors import ConfigError
 
-__all__ = ["QUARANTINE", "Backend", "open_backend"]
+__all__ = ["QUARANTINE", "Backend", "open_backend", "reclaim_writers", "survey_writers"]
 
 _log = logging.getLogger("ucm_async.posix")
 
@@ -162,6 +162,36 @@ def _claim_writer(backend: Backend) -> None:
     backend.writer = f"{WRITERS}/{name}"
     backend.lock_fd = lock_fd
     backend.dirfd = system.open(backend.root, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def survey_writers(system: System, root: Path) -> dict[str, bool]:
+    """Return the writers of a namespace's directory by name, and whether each lives. Blocks."""
+    writers = root / WRITERS
+    found = {}
+    if system.exists(writers):
+        with _locked(system, writers):  # who is just opening must find its own lock free
+            found = {name: _lives(system, writers / name / "lock") for name in system.subdirectories(writers)}
+    return found
+
+
+def _lives(system: System, lock: Path) -> bool:
+    try:
+        fd = system.open(lock, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        system.lock(fd, wait=False)
+    except BlockingIOError:
+        return True
+    finally:
+        system.close(fd)
+    return False
+
+
+def reclaim_writers(system: System, root: Path) -> int:
+    """Remove what dead writers left in a namespace's directory; returns how many there were. Blocks."""
+    with _locked(system, root / WRITERS):
+        return _remove_dead_writers(system, root / WRITERS)
 
 
 def _remove_dead_writers(system: System, writers: Path) -> int:

@@ -107,7 +107,12 @@ class Dumper(BlockDumper[OwnFiles]):
             return
         patience_s = min(ROOM_PATIENCE_S, writing.batch.patience_s())
         groups = np.flatnonzero(new & (writing.failed == 0))
-        granted = await self._space.reserve(writing.place.backend[groups], _sizes(writing.writes, groups), patience_s)
+        backend, sizes = writing.place.backend[groups], _sizes(writing.writes, groups)
+        granted = await self._space.reserve(backend, sizes, patience_s)
+        # While this waited, another batch may have got room for its own shards of the same block.
+        twice = np.array([writing.writes[g].reserved for g in groups.tolist()], dtype=np.bool_)
+        self._space.release(backend[granted & twice], sizes[granted & twice])
+        granted |= twice
         for g in groups[granted].tolist():
             writing.writes[g].reserved = True
         writing.failed[groups[~granted]] = NO_ROOM

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -50,6 +50,11 @@ class Calls:
         Where answers are noted.
     idle
         Tells whether no store has any write under way.
+
+    Attributes
+    ----------
+    ids
+        Of all blocks: uint8 (blocks, 16).
     """
 
     def __init__(self, setting: Setting, model: Model, trace: Trace, idle: Callable[[], bool]) -> None:
@@ -58,9 +63,9 @@ class Calls:
         self._model = model
         self._trace = trace
         self._idle = idle
-        self._ids, self._data = contents(setting.blocks, setting.block_bytes)
+        self.ids, self._data = contents(setting.blocks, setting.block_bytes)
         self._settled: list[tuple[U8, int, str]] = []
-        self.verbs = {
+        self.verbs: dict[str, Callable[[StoreUnderTest, Step], Coroutine[Any, Any, Any]]] = {
             "dump": self.dump,
             "load": self.load,
             "lookup": self.lookup,
@@ -72,8 +77,11 @@ class Calls:
 
     # ---- data
 
-    async def dump(self, store: StoreUnderTest, step: Step) -> None:
-        """Dump rows; the source is overwritten as soon as the store may not read it any more."""
+    async def dump(self, store: StoreUnderTest, step: Step) -> list[Status] | None:
+        """Dump rows; the source is overwritten as soon as the store may not read it any more.
+
+        Returns what became of them, None if the process died.
+        """
         rows = self._rows(step)
         with self._memory(store, step, rows) as source:
             source[:] = rows
@@ -91,6 +99,7 @@ class Calls:
             finally:
                 self._model.dumped(asked, statuses)
             source[:] = POISON
+        return statuses
 
     async def load(self, store: StoreUnderTest, step: Step) -> None:
         """Load rows, and compare those that are OK."""
@@ -106,6 +115,12 @@ class Calls:
             if not task.memory.direct:
                 self._settled.append((target, crc32c(target), f"load of blocks {step.blocks}"))
             await task.settled()
+
+    def collecting(self, ids: U8, begins: bool) -> None:
+        """Tell the model what is collected."""
+        blocks = [int((self.ids == one).all(axis=1).argmax()) for one in ids]
+        self._trace.note("collecting" if begins else "collected", blocks)
+        (self._model.collects if begins else self._model.collected)(blocks)
 
     def check_settled(self) -> None:
         """See that no memory was written to after its load had settled."""
@@ -128,7 +143,7 @@ class Calls:
         return self._data.reshape(-1, setting.shards, setting.shard_bytes)[blocks, list(step.shards)]
 
     def _ids_of(self, step: Step) -> U8:
-        return self._ids[list(step.blocks)]
+        return self.ids[list(step.blocks)]
 
     def _asks(self, store: StoreUnderTest, step: Step) -> Asked:
         timeout_s = TIMEOUT_S if step.timeout_s is None else step.timeout_s

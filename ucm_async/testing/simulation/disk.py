@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Final
 
 from .faults import Faults
 from .files import PAGE_BYTES, Directory, Edit, File, Node, survivors, synced_by
+from .sharedmemory import Segment
 
 __all__ = ["OpenFile", "SimulatedDisk"]
 
@@ -69,6 +70,10 @@ class SimulatedDisk:
         Nothing completes before this time, on the clock of the loop.
     power_cuts
         How often the power was cut.
+    on_growth
+        Called whenever a file has got more space, notes and locks left out.
+    shared
+        What the machine's processes share beside the disk; a power cut takes it.
     """
 
     def __init__(
@@ -84,6 +89,9 @@ class SimulatedDisk:
         self.lies = 0
         self.hung_until_s = 0.0
         self.power_cuts = 0
+        self.on_growth: Callable[[], None] = _nothing
+        self.shared: dict[str, Segment] = {}
+        self._writes = 0
         self._journal: list[Edit] = []
         self._stale: list[bytes] = []
 
@@ -239,6 +247,8 @@ class SimulatedDisk:
             self._misdirect(file, data)
         else:
             file.write(offset, data)
+        if not file.small:
+            self.on_growth()
         return len(data)
 
     def allocate(self, opened: OpenFile, offset: int, length: int) -> None:
@@ -251,6 +261,8 @@ class SimulatedDisk:
             self.faults.struck["no_space"] += 1
             raise _error(errno.ENOSPC)
         file.extend(offset + length)
+        if not file.small:
+            self.on_growth()
 
     def sync(self, opened: OpenFile) -> None:
         """``fsync`` and ``fdatasync``: the bytes of a file, or the names in a directory."""
@@ -270,6 +282,8 @@ class SimulatedDisk:
     def _to_write(self, opened: OpenFile) -> File:
         if not opened.writable:
             raise _error(errno.EBADF)
+        self._writes += 1
+        opened.file.written = self._writes
         return opened.file
 
     def _reserve(self, file: File, size: int) -> int:
@@ -293,6 +307,10 @@ class SimulatedDisk:
         if sectors:
             offset = generator.randrange(sectors) * self.sector_bytes
             victim.write(offset, data[: len(victim.content) - offset])
+
+    def data_bytes(self) -> int:
+        """Return how long all files that have a name are together, notes and locks left out."""
+        return sum(len(file.content) for file in self.files() if not file.small)
 
     # ---- what happens to it
 
@@ -325,6 +343,7 @@ class SimulatedDisk:
         for edit in survivors(self._journal, generator, keep):
             edit.to_medium()
         self._journal.clear()
+        self.shared.clear()
         self.used_bytes = 0
         seen: set[int] = set()
         self._restore(self.root, seen)
@@ -354,6 +373,10 @@ class SimulatedDisk:
 
 STALE_SHARE: Final = 0.3
 """How often a file that was extended and never written shows old bytes rather than zeros."""
+
+
+def _nothing() -> None:
+    """Nobody is told."""
 
 
 @lru_cache(maxsize=4096)

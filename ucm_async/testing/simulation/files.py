@@ -30,9 +30,13 @@ class File:
         Who holds its ``flock``.
     reserved
         Bytes allocated, whether written or not.
+    small
+        Whether it is a note or a lock, beside the data.
+    written
+        Says in which order files were written last.
     """
 
-    __slots__ = ("_medium", "_unsynced", "content", "links", "lock", "opens", "reserved")
+    __slots__ = ("_medium", "_unsynced", "content", "links", "lock", "opens", "reserved", "small", "written")
 
     def __init__(self) -> None:
         self.content = bytearray()
@@ -40,6 +44,8 @@ class File:
         self.opens = 0
         self.lock: object = None
         self.reserved = 0
+        self.small = False
+        self.written = 0
         self._medium = bytearray()
         self._unsynced: list[tuple[int, bytes, int]] = []  # where, what, and how long the file is at least
 

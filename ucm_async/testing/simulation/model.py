@@ -115,6 +115,8 @@ class Model:
         The clock.
     keeps_shards
         Whether blocks that are not whole are kept, however many there are.
+    bounded
+        Whether the store has a bound on its space, and so may refuse what there is room for on the disk.
     strict
         Whether a dump that is OK promises its block also if a power cut had left a torn copy of it, which the dump
         found and took for stored. Otherwise such a block is promised again once it was loaded as a whole.
@@ -128,6 +130,7 @@ class Model:
         now_s: Callable[[], float],
         *,
         keeps_shards: bool = True,
+        bounded: bool = False,
         strict: bool = False,
     ) -> None:
         self._full = (1 << shards) - 1
@@ -137,6 +140,7 @@ class Model:
         self._disk = disk
         self._now_s = now_s
         self._keeps_shards = keeps_shards
+        self._bounded = bounded
         self._strict = strict
         self._excused = 0
 
@@ -166,6 +170,19 @@ class Model:
                 block.torn |= block.ever
             if block.ever:
                 self._may_be_there(block)
+
+    def collects(self, blocks: Sequence[int]) -> None:
+        """A process begins to remove blocks to make room: nothing is promised of them any more."""
+        if not (self._bounded or self._disk.faults.count(_NO_SPACE)):
+            raise Violation(f"blocks {list(blocks)} are collected, and there is room enough")
+        self._withdraw(blocks)
+
+    def collected(self, blocks: Sequence[int]) -> None:
+        """It has ended. They may still be there: a process may die at it."""
+        for number in blocks:
+            block = self._blocks[number]
+            block.epoch += 1
+            block.deletes -= 1
 
     # ---- calls
 
@@ -292,7 +309,10 @@ class Model:
 
     def deletes(self, asked: Asked) -> None:
         """A delete begins: nothing is promised of its blocks any more."""
-        for number in asked.blocks:
+        self._withdraw(asked.blocks)
+
+    def _withdraw(self, blocks: Sequence[int]) -> None:
+        for number in blocks:
             block = self._blocks[number]
             block.promise = NONE
             block.epoch += 1
@@ -377,7 +397,7 @@ class Model:
             Status.TIMEOUT: self._now_s() >= asked.until_s - 1e-9,
             Status.CANCELLED: asked.cancelled,
             Status.IO_ERROR: faults.count(HONEST) > asked.errors,
-            Status.NO_SPACE: verb == "dump" and faults.count(_NO_SPACE) > asked.refusals,
+            Status.NO_SPACE: verb == "dump" and (self._bounded or faults.count(_NO_SPACE) > asked.refusals),
         }
         if not allowed.get(status, False):
             raise Violation(f"{verb}: row {row}, block {asked.blocks[row]}: {status.name} for no reason")

@@ -37,8 +37,8 @@ class Setting:
         What goes wrong while the steps run.
     queue_number, queue_depth, io_depth, partial_blocks_max
         Configuration keys.
-    cap_bytes
-        The cap that the stores must keep, 0 for none.
+    cap_bytes, quota_bytes
+        The bounds that the stores must keep, of all namespaces and of their own one; 0 for none.
     last
         How the run ends: "close", "kill" or "power cut". What was promised must then be there.
     """
@@ -57,6 +57,12 @@ class Setting:
     partial_blocks_max: int
     last: str
     cap_bytes: int = 0
+    quota_bytes: int = 0
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the stores have to keep within bounds of their own."""
+        return bool(self.cap_bytes or self.quota_bytes)
 
     @property
     def block_bytes(self) -> int:
@@ -149,15 +155,16 @@ _KINDS: Final[dict[str, Callable[[random.Random], FaultRates]]] = {
     "slow": lambda generator: FaultRates(slow=0.1 * generator.random()),
     "errors": lambda generator: FaultRates(
         slow=0.02,
-        read_error=0.1 * generator.random(),
+        read_error=0.4 * generator.random(),
         write_error=0.1 * generator.random(),
         sync_error=0.3 * generator.random(),
         file_error=0.05 * generator.random(),
     ),
     "syncs": lambda generator: FaultRates(sync_error=0.5 * generator.random()),
     "full": lambda generator: FaultRates(short_write=0.05 * generator.random()),
+    "capped": lambda generator: FaultRates(slow=0.02 * generator.random()),
     "lying": lambda generator: FaultRates(
-        short_read=0.05 * generator.random(),
+        short_read=0.2 * generator.random(),
         lost_write=0.1 * generator.random(),
         misdirected_write=0.1 * generator.random(),
     ),
@@ -170,6 +177,9 @@ def _draw_setting(generator: random.Random, kind: str) -> Setting:
     file_bytes = 4096 + -(-shards * shard_bytes // 4096) * 4096
     # Room for some of the blocks, and for the few small files beside them.
     room = 4 * 4096 + file_bytes * generator.randint(1, blocks)
+    bounded = kind == "capped" or generator.random() < 0.15
+    bound = file_bytes * generator.randint(1, blocks) + generator.randrange(file_bytes) if bounded else 0
+    quota = generator.random() < 0.4
     return Setting(
         blocks=blocks,
         shards=shards,
@@ -184,6 +194,8 @@ def _draw_setting(generator: random.Random, kind: str) -> Setting:
         io_depth=generator.choice((1, 2, 4, 16)),
         partial_blocks_max=generator.choice((2, 64, 64)),
         last=generator.choice(("close", "kill", "power cut")),
+        cap_bytes=0 if quota else bound,
+        quota_bytes=bound if quota else 0,
     )
 
 

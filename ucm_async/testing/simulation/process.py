@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
 from ...abc import Engine
 from ...engines import requests as rq
+from ...engines.sharedmemory import SharedMemory
 from ...engines.system import System
 from ...native import Mapping
+from ...types import U8
 from .disk import AT_REMOVEDIR, OpenFile, SimulatedDisk
 from .engine import SimulatedEngine
 from .faults import Faults
 from .files import Directory, File
 from .memory import LazyMapping, MemoryWatch, Ranges, put, take, text_at
+from .sharedmemory import SimulatedMemory
 from .trace import Trace
 
 __all__ = ["SimulatedProcess"]
 
 AT_FDCWD: Final = -100
+BOOT_S: Final = 1_767_225_600.0
+"""When the simulated machine starts, in seconds since the epoch: the beginning of 2026."""
+
 FIRST_DESCRIPTOR: Final = 1 << 20
 """Numbers that no real descriptor has: a real system call on one of them fails."""
 
@@ -49,6 +57,8 @@ class SimulatedProcess(System):
         So many operations on the disk from now it dies, before the next one; -1: it does not.
     on_death
         Called when it dies.
+    on_collecting
+        Told the ids of blocks that are collected, uint8 (n, 16), and True before, False afterwards.
     """
 
     def __init__(self, disk: SimulatedDisk, name: str = "process", trace: Trace | None = None) -> None:
@@ -58,6 +68,8 @@ class SimulatedProcess(System):
         self.memory = MemoryWatch()
         self.dies_in = -1
         self.on_death: Callable[[], None] = _nothing
+        self.on_collecting: Callable[[U8, bool], None] = _nothing
+        self._shared: list[SimulatedMemory] = []
         self._trace = trace or Trace()
         self._descriptors: dict[int, OpenFile] = {}
         self._next_descriptor = FIRST_DESCRIPTOR
@@ -85,6 +97,8 @@ class SimulatedProcess(System):
         for opened in self._descriptors.values():
             self.disk.close(opened)
         self._descriptors.clear()
+        for memory in self._shared:
+            memory.die()
         self.on_death()
 
     def _count_down(self) -> None:
@@ -126,8 +140,8 @@ class SimulatedProcess(System):
 
     def open(self, path: Path, flags: int) -> int:
         """See `System.open`."""
-        disk = self._live()
-        return self._keep(disk.open(disk.root, str(path), flags))
+        self._live()
+        return self._keep(self._open_small(str(path), flags))
 
     def close(self, fd: int) -> None:
         """See `System.close`."""
@@ -149,13 +163,94 @@ class SimulatedProcess(System):
         """See `System.write_whole`."""
         draft = f"{path}.{self.token(4)}.tmp"
         disk = self._live()
-        opened = disk.open(disk.root, draft, os.O_WRONLY | os.O_CREAT)
+        opened = self._open_small(draft, os.O_WRONLY | os.O_CREAT)
         try:
-            disk.write(opened, 0, content)
+            if disk.write(opened, 0, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), draft)
+            self._live().rename(disk.root, draft, str(path), 0)
+        except OSError:
+            if not self.dead:
+                disk.unlink(disk.root, draft)
+            raise
         finally:
             disk.close(opened)
+
+    def _open_small(self, path: str, flags: int) -> OpenFile:
+        opened = self.disk.open(self.disk.root, path, flags)
+        if isinstance(opened.node, File):
+            opened.node.small = True
+        return opened
+
+    def read_whole(self, path: Path) -> bytes | None:
+        """See `System.read_whole`."""
         disk = self._live()
-        disk.rename(disk.root, draft, str(path), 0)
+        try:
+            node = disk.find(disk.root, str(path))
+        except FileNotFoundError:
+            return None
+        return bytes(node.content) if isinstance(node, File) else None
+
+    def unlink(self, path: Path) -> None:
+        """See `System.unlink`."""
+        disk = self._live()
+        with contextlib.suppress(FileNotFoundError):
+            disk.unlink(disk.root, str(path))
+        self._trace.note(self.name, "unlink", str(path))
+
+    def names(self, path: Path) -> list[str]:
+        """See `System.names`."""
+        disk = self._live()
+        try:
+            node = disk.find(disk.root, str(path))
+        except FileNotFoundError:
+            return []
+        return list(node.entries) if isinstance(node, Directory) else []
+
+    def size_and_time(self, path: Path) -> tuple[int, float] | None:
+        """See `System.size_and_time`. Of times only the order is right."""
+        disk = self._live()
+        try:
+            node = disk.find(disk.root, str(path))
+        except FileNotFoundError:
+            return None
+        return (len(node.content), BOOT_S + node.written * 1e-6) if isinstance(node, File) else None
+
+    def tree_bytes(self, path: Path) -> int:
+        """See `System.tree_bytes`."""
+        disk = self._live()
+        try:
+            node = disk.find(disk.root, str(path))
+        except FileNotFoundError:
+            return 0
+        return sum(len(file.content) for file in disk.files(node)) if isinstance(node, Directory) else 0
+
+    def free_bytes(self, path: Path) -> int:
+        """See `System.free_bytes`."""
+        disk = self._live()
+        return disk.capacity_bytes - disk.used_bytes
+
+    def shared_memory(self, path: Path, nbytes: int) -> SharedMemory:
+        """See `System.shared_memory`."""
+        memory = SimulatedMemory(self._live().shared, str(path), nbytes)
+        self._shared.append(memory)
+        return memory
+
+    def boot_name(self) -> str:
+        """See `System.boot_name`."""
+        return f"boot {self._live().power_cuts}"
+
+    def now(self) -> float:
+        """See `System.now`: simulated time."""
+        return BOOT_S + asyncio.get_running_loop().time()
+
+    @contextlib.contextmanager
+    def collecting(self, ids: U8) -> Iterator[None]:
+        """See `System.collecting`."""
+        self.on_collecting(ids, True)
+        try:
+            yield
+        finally:
+            self.on_collecting(ids, False)
 
     def rmtree(self, path: Path, *, ignore_errors: bool = False) -> None:
         """See `System.rmtree`."""
@@ -312,7 +407,7 @@ class SimulatedProcess(System):
         return result
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     """Nobody is told."""
 
 

@@ -47,6 +47,7 @@ def keys_of(setting: Setting, pipeline: str) -> dict[str, Any]:
         "queue_depth": setting.queue_depth,
         "partial_blocks_max": setting.partial_blocks_max,
         "posix_capacity_gb": setting.cap_bytes / (1 << 30),
+        "namespace_quota_gb": setting.quota_bytes / (1 << 30),
         "share_buffer_enable": False,
         "cache_buffer_capacity_gb": 2**-10,
     }
@@ -140,6 +141,11 @@ class StoreUnderTest:
 
     def _is_free(self, start: int, count: int) -> bool:
         return self._lent.isdisjoint(range(start, start + count))
+
+    def space(self) -> dict[str, Any] | None:
+        """Return what its last stage says of its space; None if that keeps no account in files of blocks."""
+        told: dict[str, Any] = dict(list(self.store.statistics().pipeline.values())[-1]["stage"])
+        return dict(told["space"]) if "space" in told and "partial_blocks" in told else None
 
     # ---- the end
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
+from ...engines.system import use_system
+from ...types import Status
 from .calls import Calls
 from .disk import SimulatedDisk
 from .faults import Faults
@@ -20,6 +23,7 @@ __all__ = ["Walk"]
 PATIENCE_S: Final = 60.0
 """What is under way after the last call comes back within this: more than any fault lasts."""
 
+RETRY_S: Final = 0.05
 NO_LIMIT: Final = 1 << 40
 
 
@@ -69,10 +73,14 @@ class Walk:
             self.disk,
             self._loop.time,
             keeps_shards=setting.partial_blocks_max >= setting.blocks,
+            bounded=setting.bounded,
             strict=strict,
         )
         self._calls = Calls(setting, self._model, self.trace, self._idle)
         self._stores: list[StoreUnderTest] = []
+        self._data_bytes_max = 0
+        if setting.bounded:
+            self.disk.on_growth = self._measure
         self.steps_done = 0
 
     async def run(self) -> None:
@@ -94,9 +102,16 @@ class Walk:
             store.look()
             if store.process.dead:
                 await self._restart(number)
-        cap = self._plan.setting.cap_bytes
-        if cap and self.disk.used_bytes_max > cap:
-            raise Violation(f"{self.disk.used_bytes_max} bytes were on the disk, and the cap is {cap}")
+        self._see_bound()
+
+    def _see_bound(self) -> None:
+        bound = max(self._plan.setting.cap_bytes, self._plan.setting.quota_bytes)
+        if self._data_bytes_max > bound:
+            raise Violation(f"{self._data_bytes_max} bytes were on the disk, and the cap is {bound}")
+
+    def _measure(self) -> None:
+        """Note how much there is once a file has grown; what a power cut brings back is nobody's fault."""
+        self._data_bytes_max = max(self._data_bytes_max, self.disk.data_bytes())
 
     async def _do(self, step: Step) -> None:
         store = self._stores[step.process]
@@ -127,6 +142,7 @@ class Walk:
             if await store.open():
                 self._model.started(number)
                 process.on_death = lambda: self._model.ended(number)
+                process.on_collecting = self._calls.collecting
                 return store
 
     async def _restart(self, number: int) -> None:
@@ -166,22 +182,51 @@ class Walk:
         if last != "close":
             await self._kill_all(power=last == "power cut")
         self._faults.calm()
-        self.disk.capacity_bytes = NO_LIMIT
+        full = self._plan.setting.bounded or self.disk.capacity_bytes < NO_LIMIT
         for number, store in enumerate(self._stores):
             await store.join()
             if store.process.dead:
                 await self._restart(number)
-            elif last == "close" and number == 0:
+            elif full or (last == "close" and number == 0):
                 await self._reopen(number)
+        if full:
+            await self._see_dumps_resume()
+        self.disk.capacity_bytes = NO_LIMIT
         everything = tuple(range(self._plan.setting.blocks))
         for verb in ("lookup", "load", "lookup"):
             for number, store in enumerate(self._stores):
                 await self._do(Step(verb, number, everything))
                 await store.join()
+        await self._see_usage()
         for store in self._stores:
             await store.quiet(PATIENCE_S)
             await store.close()
+        self._see_bound()
         self._calls.check_settled()
         left = len(asyncio.all_tasks()) - 1
         if left:
             raise Violation(f"{left} tasks are left")
+
+    async def _see_dumps_resume(self) -> None:
+        """However full it was: there is room for one block, and so a dump of one that is missing succeeds by itself."""
+        store = self._stores[0]
+        with use_system(store.process):
+            stored = await store.store.lookup(self._calls.ids)
+            missing = [number for number, there in enumerate(stored.tolist()) if not there]
+            until_s = self._loop.time() + PATIENCE_S
+            while missing and await self._calls.dump(store, Step("dump", 0, (missing[0],))) != [Status.OK]:
+                if self._loop.time() > until_s:
+                    raise Violation(f"block {missing[0]} is refused, and has been for {PATIENCE_S:g} s")
+                await asyncio.sleep(RETRY_S)
+
+    async def _see_usage(self) -> None:
+        """What the stores say they use is what is on the disk."""
+        for store in self._stores:
+            until_s = self._loop.time() + PATIENCE_S
+            while (space := store.space()) is not None and not self._is_right(space):
+                if self._loop.time() > until_s:
+                    raise Violation(f"{self.disk.data_bytes()} bytes are on the disk, and the store says {space}")
+                await asyncio.sleep(RETRY_S)
+
+    def _is_right(self, space: Mapping[str, Any]) -> bool:
+        return bool(space["exact"] and space["used_bytes"] + space["reserved_bytes"] == self.disk.data_bytes())
