@@ -23,8 +23,8 @@ from .syncing import Syncs
 
 __all__ = ["Dumper", "TakeSlots"]
 
-TakeSlots = Callable[[int, int, float], Awaitable[I64]]
-"""Told a backend, how many slots are wanted and how long that may take in seconds; returns as many as there are."""
+TakeSlots = Callable[[int, int, float], Awaitable[tuple[I64, int]]]
+"""See `Room.take`."""
 
 
 class Dumper(BlockDumper[Place]):
@@ -93,10 +93,10 @@ class Dumper(BlockDumper[Place]):
         writing.failed[self._slabs.dead[backend]] = errno.EIO
         for position in np.unique(backend[new & (writing.failed == 0)]).tolist():
             groups = np.flatnonzero(new & (backend == position))
-            taken = await self._take(position, len(groups), writing.batch.patience_s())
+            taken, why = await self._take(position, len(groups), writing.batch.patience_s())
             for g, slot in zip(groups.tolist(), taken.tolist(), strict=False):
                 writing.writes[g].slot = slot
-            writing.failed[groups[len(taken) :]] = NO_ROOM
+            writing.failed[groups[len(taken) :]] = why
             self.transfer.counts["refused"] += len(groups) - len(taken)
 
     def _slots(self, writing: Writing[Place], groups: I64) -> I64:

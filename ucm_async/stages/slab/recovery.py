@@ -45,11 +45,14 @@ class Headers:
         uint8, shape (n, 16).
     bad
         Slots that begin with something else, and why that is no header.
+    unreadable
+        int64, shape (m,): slots that could not be read.
     """
 
     slots: I64
     ids: U8
     bad: dict[int, str] = field(default_factory=dict)
+    unreadable: I64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 async def read_headers(
@@ -72,11 +75,6 @@ async def read_headers(
         Who reads.
     progress
         Told how many slots of how many are read.
-
-    Raises
-    ------
-    OSError
-        One cannot be read.
     """
     total = len(segments) * geometry.slots
     work = [
@@ -103,7 +101,8 @@ async def read_headers(
         bad |= part.bad
     if not parts:
         return Headers(np.zeros(0, dtype=np.int64), np.zeros((0, 16), dtype=np.uint8))
-    return Headers(np.concatenate([part.slots for part in parts]), np.concatenate([part.ids for part in parts]), bad)
+    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("slots", "ids", "unreadable")]
+    return Headers(columns[0], columns[1], bad, columns[2])
 
 
 async def _read_batch(
@@ -122,12 +121,16 @@ async def _read_batch(
         sums["address"] = reads["address"] + np.uint64(CHECKSUM_FROM)
         sums["length"] = used_bytes(layout.shards) - CHECKSUM_FROM
         await completed(transfer.engine.submit(table.reshape(-1), 2))
+        if (reads["result"] != layout.header_bytes).any():  # once more; a device may have had a bad moment
+            await completed(transfer.engine.submit(table.reshape(-1), 2))
         got = reads["result"]
-        if (got < 0).any():
-            at = int(np.argmax(got < 0))
-            raise OSError(-int(got[at]), f"the header of slot {slots[at]} cannot be read")
         pages = transfer.heads.view()[heads, : used_bytes(layout.shards)]
-        return _judge(pages, slots, got == layout.header_bytes, sums["result"], layout, namespace)
+        read = got >= 0
+        found = _judge(
+            pages[read], slots[read], got[read] == layout.header_bytes, sums["result"][read], layout, namespace
+        )
+        found.unreadable = slots[~read]
+        return found
     finally:
         transfer.heads.release(heads)
 
@@ -143,19 +146,21 @@ def _judge(pages: U8, slots: I64, whole: Bools, sums: I64, layout: BlockLayout, 
     return Headers(slots[good], ids[good], bad)
 
 
-def name_bad(bad: dict[int, str], where: str) -> str:
+def name_bad(found: Headers, where: str) -> str:
     """Return a line about slots with bad headers, for people."""
+    bad = found.bad
     first = "; ".join(f"slot {slot}: {why}" for slot, why in sorted(bad.items())[:NAMED_MAX])
     more = f"; and {len(bad) - NAMED_MAX} more" if len(bad) > NAMED_MAX else ""
-    return f"{where}: {len(bad)} slots hold no block and are not empty ({first}{more})"
+    unread = f", and {len(found.unreadable)} cannot be read" if len(found.unreadable) else ""
+    return f"{where}: {len(bad)} slots hold no block and are not empty ({first}{more}){unread}"
 
 
-def fill(table: SlotTable, geometry: SlabGeometry, segments: Sequence[int], slots: I64, ids: U8) -> int:
+def fill(table: SlotTable, geometry: SlabGeometry, segments: Sequence[int], found: Headers) -> int:
     """Enter segments, and what is stored in them, into a table that has neither. Blocks; returns the blocks.
 
-    Of two slots with one block, the lower one counts: both are as good.
+    Of two slots with one block, the lower one counts: both are as good. What cannot be read is not used.
     """
-    stored = 0
+    slots, ids, stored = found.slots, found.ids, 0
     for segment in segments:
         first = geometry.first(segment)
         table.add(first, geometry.slots)
@@ -166,6 +171,9 @@ def fill(table: SlotTable, geometry: SlabGeometry, segments: Sequence[int], slot
         table.publish(mine, np.ascontiguousarray(ids[part]), results)
         free = np.ones(geometry.slots, dtype=np.bool_)
         free[mine[results == 0] - first] = False
+        unreadable = found.unreadable[(found.unreadable >= first) & (found.unreadable < first + geometry.slots)]
+        free[unreadable - first] = False
+        table.spoil(unreadable)
         table.give(first + np.flatnonzero(free))
         stored += int((results == 0).sum())
     return stored

@@ -146,7 +146,7 @@ class Slab:
             stored, self.recovered = Headers(checkpoint.slots, checkpoint.ids), "checkpoint"
         else:
             stored, self.recovered = await self._read(numbers, transfer, progress), "headers" if numbers else "nothing"
-        count = await asyncio.to_thread(fill, self.table, self.geometry, numbers, stored.slots, stored.ids)
+        count = await asyncio.to_thread(fill, self.table, self.geometry, numbers, stored)
         for number in numbers:
             self.memory.came(number)
         if numbers:
@@ -174,14 +174,16 @@ class Slab:
             raise ConfigError(f"storage_backends: {str(self.backend.home)!r}: {told}; and recover is 'strict'")
         lost: set[int] = set()
         for one in damaged:
-            if not one.nbytes:  # it was being removed
-                failed = await self.files.remove(one.number, transfer.pool)
-                lost.add(one.number)
-            else:
-                failed = await self.files.mend(self.geometry, one.number, transfer.pool)
             _log.warning("%s: segment %d: %s", self.backend.home, one.number, one.why or "it was cut short")
+            failed = 0
+            if one.nbytes > 0:
+                failed = await self.files.mend(self.geometry, one.number, transfer.pool)
+            elif not one.nbytes:  # it was being removed
+                failed = await self.files.remove(one.number, transfer.pool)
             if failed:
-                raise OSError(failed, os.strerror(failed), f"{self.backend.home}: segment {one.number}")
+                _log.warning("%s: segment %d is left out: %s", self.backend.home, one.number, os.strerror(failed))
+            if failed or one.nbytes <= 0:
+                lost.add(one.number)
         return [one for one in found if one.number not in lost]
 
     async def _read(self, numbers: list[int], transfer: Transfer, progress: Progress | None) -> Headers:
@@ -192,12 +194,12 @@ class Slab:
             found = await read_headers(segments, self.geometry, self._layout, self._namespace, transfer, progress)
         finally:
             await asyncio.to_thread(self.close_segments, fds)
-        if found.bad:
-            told = name_bad(found.bad, str(self.backend.home))
+        if found.bad or len(found.unreadable):
+            told = name_bad(found, str(self.backend.home))
             if self._config.recover == "strict":
                 raise ConfigError(f"storage_backends: {told}; and recover is 'strict'")
-            _log.warning("%s; they count as free", told)
-            self.dropped = len(found.bad)
+            _log.warning("%s; the first count as free", told)
+            self.dropped = len(found.bad) + len(found.unreadable)
         return found
 
     # ---- descriptors; these block
