@@ -16,7 +16,7 @@ from ...blocks.transfer import Transfer
 from ...blocks.writes import BlockWrite, BlockWrites
 from ...engines import requests as rq
 from ...space import WEIGHT_DUMP
-from ...types import I64, U8, Bools
+from ...types import I64, U8, U64, Bools
 from .load import Touch
 from .slabs import ELSEWHERE, PUBLISHED, Place, Slabs, stamp_now
 from .syncing import Syncs
@@ -65,16 +65,21 @@ class Dumper(BlockDumper[Place]):
         await slabs.refresh()
         backend = slabs.choose(ids)
         slots, words = slabs.find(ids, backend)
-        there = slots >= 0
         result = np.full(len(ids), -errno.ENOENT)
+        lost = (slots >= 0) & self._syncs.distrusted(backend, np.maximum(slots, 0))
+        self._drop(backend[lost], slots[lost], words[lost])  # to be written anew
+        there = np.flatnonzero((slots >= 0) & ~lost)
         result[there] = await self._syncs.sync(backend[there], slots[there], self.transfer.pool)
-        failed = (result < 0) & there
-        if failed.any():  # the kernel forgets what it could not write: nothing in there can be relied on
-            mine = np.flatnonzero(failed)[slabs.withdraw(backend[failed], slots[failed], words[failed])]
-            slabs.spoil(backend[mine], slots[mine])
-        moved = there & (slabs.words(backend, slots) != words) & ~failed
-        result[moved] = -errno.ENOENT
+        bad, good = there[result[there] < 0], there[result[there] == 0]
+        self._drop(backend[bad], slots[bad], words[bad])
+        moved = self._slabs.words(backend[good], slots[good]) != words[good]
+        result[good[moved]] = -errno.ENOENT
         return result
+
+    def _drop(self, backend: I64, slots: I64, words: U64) -> None:
+        """Take blocks out of sight of which it is not known whether they can be read for long."""
+        mine = self._slabs.withdraw(backend, slots, words)
+        self._slabs.spoil(backend[mine], slots[mine])
 
     # ---- room
 
@@ -163,7 +168,7 @@ class Dumper(BlockDumper[Place]):
         for write in writes:
             write.slot = -1
         begun = slots >= 0
-        bad = begun & self._syncs.failed(backend, slots)
+        bad = begun & self._syncs.distrusted(backend, np.maximum(slots, 0))
         self._slabs.spoil(backend[bad], slots[bad])
         good = begun & ~bad
         if good.any():

@@ -29,6 +29,10 @@ Progress = Callable[[int, int], None]
 BATCH_SLOTS: Final = 256
 """Headers that are read with one submit; two such batches are under way, so that the device always has some."""
 
+ATTEMPTS_MAX: Final = 6
+ATTEMPT_PAUSE_S: Final = 0.002
+"""So often, and with so much more time before each, headers are read again that could not be read."""
+
 NAMED_MAX: Final = 10
 """So many bad headers are named in the log; the rest are only counted."""
 
@@ -121,8 +125,14 @@ async def _read_batch(
         sums["address"] = reads["address"] + np.uint64(CHECKSUM_FROM)
         sums["length"] = used_bytes(layout.shards) - CHECKSUM_FROM
         await completed(transfer.engine.submit(table.reshape(-1), 2))
-        if (reads["result"] != layout.header_bytes).any():  # once more; a device may have had a bad moment
-            await completed(transfer.engine.submit(table.reshape(-1), 2))
+        for attempt in range(ATTEMPTS_MAX):  # a device may have a bad moment, and what is not read is not found
+            again = np.flatnonzero(reads["result"] != layout.header_bytes)
+            if not len(again):
+                break
+            await asyncio.sleep(ATTEMPT_PAUSE_S * attempt)
+            part = np.ascontiguousarray(table[again])
+            await completed(transfer.engine.submit(part.reshape(-1), 2))
+            table[again] = part
         got = reads["result"]
         pages = transfer.heads.view()[heads, : used_bytes(layout.shards)]
         read = got >= 0

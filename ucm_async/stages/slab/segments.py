@@ -179,7 +179,7 @@ class SegmentFiles:
         results = requests["result"]
         writes = (requests["opcode"] & rq.OP_MASK) == rq.OP_WRITE
         short = writes & (results >= 0) & (results != requests["length"].astype(np.int64))
-        failed = results[results < 0].tolist()
+        failed = results[(results < 0) & (results != -errno.ECANCELED)].tolist()  # these only follow from another
         return -failed[0] if failed else errno.ENOSPC if short.any() else 0
 
     async def _sync_names(self) -> int:

@@ -131,10 +131,13 @@ class Slab:
         bounds = [bound for bound in (config.posix_capacity_gb, config.namespace_quota_gb) if bound]
         space = int(min(bounds) * (1 << 30)) if bounds else self.backend.system.free_bytes(self.backend.root) + there
         slot_bytes = self._layout.file_bytes
-        geometry = next((one.geometry for one in found if one.geometry), SlabGeometry.for_space(slot_bytes, space))
+        geometry = next((one.geometry for one in found if one.geometry), None)
+        if geometry is None:  # the first pages are damaged, or there are none
+            longest = max((one.nbytes for one in found), default=0)
+            geometry = SlabGeometry.of_file(slot_bytes, longest) or SlabGeometry.for_space(slot_bytes, space)
         segments = max(1, space // geometry.segment_bytes)
-        if not bounds:
-            segments = min(segments, max(1, UNBOUNDED_SLOTS // geometry.slots))
+        if not bounds:  # others may free some of the file system, and it is what says that there is no more
+            segments = min(2 * segments + 1, max(1, UNBOUNDED_SLOTS // geometry.slots))
         return geometry, max(segments, *(one.number + 1 for one in found), 1) if found else segments
 
     async def _recover(self, found: list[FoundSegment], transfer: Transfer, progress: Progress | None) -> None:
@@ -172,19 +175,15 @@ class Slab:
         if damaged and self._config.recover == "strict":
             told = "; ".join(f"segment {one.number}: {one.why or f'{one.nbytes} of {nbytes} bytes'}" for one in damaged)
             raise ConfigError(f"storage_backends: {str(self.backend.home)!r}: {told}; and recover is 'strict'")
-        lost: set[int] = set()
         for one in damaged:
             _log.warning("%s: segment %d: %s", self.backend.home, one.number, one.why or "it was cut short")
-            failed = 0
-            if one.nbytes > 0:
-                failed = await self.files.mend(self.geometry, one.number, transfer.pool)
-            elif not one.nbytes:  # it was being removed
+            if one.nbytes == 0:  # it was being removed
                 failed = await self.files.remove(one.number, transfer.pool)
+            else:  # if that fails, its slots speak for themselves
+                failed = await self.files.mend(self.geometry, one.number, transfer.pool)
             if failed:
-                _log.warning("%s: segment %d is left out: %s", self.backend.home, one.number, os.strerror(failed))
-            if failed or one.nbytes <= 0:
-                lost.add(one.number)
-        return [one for one in found if one.number not in lost]
+                _log.warning("%s: segment %d: %s", self.backend.home, one.number, os.strerror(failed))
+        return [one for one in found if one.nbytes != 0]
 
     async def _read(self, numbers: list[int], transfer: Transfer, progress: Progress | None) -> Headers:
         """Read the header of every slot."""

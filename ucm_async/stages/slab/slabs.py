@@ -127,6 +127,10 @@ class Slabs:
         """Return how the segments of a backend are cut."""
         return self._geometry[backend]
 
+    def slots_of(self, backend: I64) -> I64:
+        """Return how many slots a segment of each backend has: int64, the shape of `backend`."""
+        return np.asarray(self._slots[backend])
+
     # ---- descriptors
 
     @property

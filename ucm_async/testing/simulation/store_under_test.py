@@ -31,14 +31,16 @@ _AT_REST: Final = ("leased", "in_flight", "queued", "running", "waiting", "waiti
 """Counters that are zero in a store that has nothing to do, wherever they stand in its statistics."""
 
 
+LARGE_BYTES: Final = 1 << 40
 SLAB_SLOTS: Final = 64
-"""Of a store of slabs that has no bound: more than its blocks need, and so few that segments are small."""
+"""Of a store of slabs without a bound, on a disk without one: more than blocks need, so few that segments are small.
+"""
 
 
 def keys_of(setting: Setting, pipeline: str) -> dict[str, Any]:
     """Return the configuration of a store."""
     cap_bytes = setting.cap_bytes
-    if "Slab" in pipeline and not setting.bounded:
+    if "Slab" in pipeline and not setting.bounded and setting.capacity_bytes >= LARGE_BYTES:
         cap_bytes = SLAB_SLOTS * (setting.block_bytes + 2 * PAGE_BYTES)
     return {
         "store_pipeline": pipeline,
