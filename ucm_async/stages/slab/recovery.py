@@ -13,13 +13,15 @@ import numpy as np
 from ...blocks.header import CHECKSUM_FROM, HEADER, check_headers, used_bytes
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
+from ...blocks.verify import verify_block
 from ...engines import requests as rq
+from ...engines.arena import Arena
 from ...engines.waits import completed
 from ...native import SlotTable
 from ...types import I64, U8, Bools
 from .layout import GONE, SlabGeometry
 
-__all__ = ["Headers", "Progress", "fill", "name_bad", "read_headers"]
+__all__ = ["Headers", "Progress", "drop_bad_twins", "fill", "name_bad", "read_headers"]
 
 _log = logging.getLogger("ucm_async.slab")
 
@@ -145,6 +147,35 @@ async def _read_batch(
         transfer.heads.release(heads)
 
 
+async def drop_bad_twins(
+    found: Headers, fds: dict[int, int], geometry: SlabGeometry, namespace: bytes, transfer: Transfer
+) -> None:
+    """Of blocks that several slots claim to hold, leave out the copies that are damaged. Such blocks are few.
+
+    One may have been taken from a cold block and not have been written again, or its data may not have reached the
+    medium, while another was synced.
+    """
+    _, inverse, counts = np.unique(found.ids, axis=0, return_inverse=True, return_counts=True)
+    twins = np.flatnonzero(counts[inverse.reshape(-1)] > 1) if len(found.ids) else np.zeros(0, dtype=np.int64)
+    if not len(twins):
+        return
+    keep = np.ones(len(found.ids), dtype=np.bool_)
+    arena = await Arena.create(geometry.slot_bytes, 1)
+    try:
+        for at in twins.tolist():
+            slot = int(found.slots[at])
+            read = rq.new_requests(1)
+            read["opcode"], read["fd"] = rq.OP_READ, fds[slot // geometry.slots]
+            read["offset"], read["length"] = geometry.offset(found.slots[at : at + 1]), geometry.slot_bytes
+            read["address"] = arena.base
+            await completed(transfer.engine.submit(read, 1))
+            content = arena.view()[0, : max(0, int(read["result"][0]))]
+            keep[at] = not await asyncio.to_thread(verify_block, content, found.ids[at].tobytes(), namespace)
+    finally:
+        arena.close()
+    found.slots, found.ids = found.slots[keep], found.ids[keep]
+
+
 def _judge(pages: U8, slots: I64, whole: Bools, sums: I64, layout: BlockLayout, namespace: bytes) -> Headers:
     """Tell slots that hold a block from those that hold none, and from those that hold something else."""
     head = pages[:, : HEADER.itemsize].view(HEADER)[:, 0]
@@ -168,7 +199,7 @@ def name_bad(found: Headers, where: str) -> str:
 def fill(table: SlotTable, geometry: SlabGeometry, segments: Sequence[int], found: Headers) -> int:
     """Enter segments, and what is stored in them, into a table that has neither. Blocks; returns the blocks.
 
-    Of two slots with one block, the lower one counts: both are as good. What cannot be read is not used.
+    Of two slots with one block, the lower one counts. What cannot be read is not used.
     """
     slots, ids, stored = found.slots, found.ids, 0
     for segment in segments:

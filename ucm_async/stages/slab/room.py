@@ -92,8 +92,8 @@ class Room:
         taken = self._take(backend, count)
         if len(taken) == count:
             return taken, 0
+        until = self._loop.time() + min(patience_s, PATIENCE_S)
         async with self._turns[backend]:
-            until = self._loop.time() + min(patience_s, PATIENCE_S)
             try:
                 while len(taken) < count:
                     more = await self._find(backend, count - len(taken))

@@ -21,7 +21,7 @@ from .backend import SlabBackend
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, pack_checkpoint, unpack_checkpoint
 from .layout import SlabGeometry
 from .memory import SlabMemory
-from .recovery import Headers, Progress, fill, name_bad, read_headers
+from .recovery import Headers, Progress, drop_bad_twins, fill, name_bad, read_headers
 from .segments import FoundSegment, SegmentFiles
 
 __all__ = ["STORED", "TAKEN", "Slab"]
@@ -191,6 +191,7 @@ class Slab:
         try:
             segments = list(zip(numbers, fds, strict=True))
             found = await read_headers(segments, self.geometry, self._layout, self._namespace, transfer, progress)
+            await drop_bad_twins(found, dict(segments), self.geometry, self._namespace, transfer)
         finally:
             await asyncio.to_thread(self.close_segments, fds)
         if found.bad or len(found.unreadable):
