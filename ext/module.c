@@ -143,7 +143,7 @@ static int module_exec(PyObject *module)
     crc32c_setup();
     static PyType_Spec *const specs[] = {
         &gate_spec, &mapping_spec, &idtable_spec, &slottable_spec, &threadpool_spec, &aio_context_spec, &uring_context_spec, &driver_spec,
-        &watcher_spec, &codec_context_spec,
+        &watcher_spec, &codec_context_spec, &loadchains_spec,
     };
     for (size_t i = 0; i < sizeof(specs) / sizeof(specs[0]); i++) {
         PyTypeObject *type = native_add_type(module, specs[i]);

@@ -24,7 +24,7 @@ PyTypeObject *native_add_type(PyObject *module, PyType_Spec *spec);
 
 extern PyType_Spec gate_spec, exports_spec, mapping_spec, idtable_spec, slottable_spec, codec_context_spec;
 extern PyType_Spec threadpool_spec, aio_context_spec, uring_context_spec, driver_spec;
-extern PyType_Spec blocktable_spec, watcher_spec;
+extern PyType_Spec blocktable_spec, watcher_spec, loadchains_spec;
 
 PyObject *export_buffers(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *mix_ids(PyObject *module, PyObject *const *args, Py_ssize_t count);

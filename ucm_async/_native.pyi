@@ -224,6 +224,43 @@ class IdTable:
     def __len__(self) -> int: ...
 
 @final
+class LoadChains:
+    """Writes the chains that load blocks, one row of each, and looks at what became of them. A batch a call; pure arithmetic on arrays.
+
+    A chain of a row is: a first step, 1 or 2 reads, CHECKSUM of the header, a COPY from the slot (a CHECKSUM of the pieces) for each run of
+    the row, a last step. The first and the last are left to the caller, as zeros. A run is a row of an int64 array of 5 columns: offset in the row, length,
+    piece, offset in the piece, 1 where it continues the shard of the run before.
+
+    Arrays that do not fit together raise ValueError, and nothing was written.
+    """
+
+    def __init__(self, header: Buffer, header_bytes: int, shard_bytes: int, block_bytes: int, gap: int) -> None:
+        """`header` is one without id and checksums; `gap` bytes between it and a row are read along rather than skipped. ValueError where the sizes are no layout."""
+    def reads(self, shards: Buffer, direct: bool, /) -> int:
+        """How many reads a chain needs for rows `shards` (int64, -1 for a whole block); `direct`: into the caller's memory."""
+    def write(
+        self,
+        table: Buffer,
+        wanted: Buffer,
+        vectors: Buffer | None,
+        shards: Buffer,
+        bases: Buffer,
+        addresses: Buffer,
+        lengths: Buffer,
+        gates: Buffer,
+        runs: Buffer,
+        /,
+    ) -> None:
+        """Fill in `table` (REQUEST, n x steps), `wanted` (int64, n x reads: bytes that each must bring) and `vectors` (iovec, n x (1 + pieces); None: reads go to the slots).
+
+        `bases` (uint64, n): each row's slot, or room for its header. `addresses` (uint64, n x pieces), `lengths` (int64) of the pieces, `gates` (uint64, n).
+        """
+    def all_good(
+        self, table: Buffer, wanted: Buffer, ids: Buffer, shards: Buffer, bases: Buffer, runs: Buffer, /
+    ) -> bool:
+        """Whether in every chain that has run the reads brought what they should, the header is the one of ids[i], and its checksums are those that were computed."""
+
+@final
 class CodecContext:
     """Memory for encoding and decoding in one thread at a time: a second thread gets RuntimeError, never a crash.
 

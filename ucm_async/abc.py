@@ -142,6 +142,9 @@ class Batch(Protocol):
     def patience_s(self) -> float:
         """Seconds until the nearest deadline of the batch; may be negative or infinite."""
 
+    def when_hurried(self, call: Callable[[], None]) -> None:
+        """Call `call` whenever a deadline of the batch moves closer, or a task of it settles with rows missing."""
+
     def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
         """Settle `rows` (int indexes or bool mask) with one `status`, or one each; `error` tells a failure's reason.
 

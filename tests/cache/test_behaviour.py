@@ -34,6 +34,7 @@ class Watched(FakeStage):
         type(self).last = self
         self.loads_go = asyncio.Event()
         self.loads_go.set()
+        self.late: asyncio.Event | None = None
         self.loaded = self.dumped = self.looked_up = 0
         self.refused = 0
 
@@ -52,7 +53,11 @@ class Watched(FakeStage):
 
     async def lookup(self, ids: Any) -> Any:
         self.looked_up += len(ids)
-        return await super().lookup(ids)
+        late, self.late = self.late, None
+        found = await super().lookup(ids)
+        if late is not None:
+            await late.wait()
+        return found
 
 
 PIPELINE = f"Cache|{__name__}:Watched"
@@ -225,6 +230,20 @@ async def test_cached_is_quick_and_flush_waits(store: Store) -> None:
     assert dict(await store.flush()) == {}
     assert Watched.last.dumped == 12
     assert counters(store)["behind"]["owed_bytes"] == 0
+
+
+async def test_a_shard_that_comes_too_late(store: Store) -> None:
+    """Its block is cached while it looks whether it is stored: what it brings is of no use, and holds no slot."""
+    blocks, whole = make_blocks(1)
+    ids, shards, rows = to_shards(blocks, whole)
+    Watched.last.late = go = asyncio.Event()
+    late = store.dump(ids[:1], shards[:1], rows[:1], durability="cached")
+    await until(lambda: Watched.last.late is None)
+    assert all_ok(await store.dump(blocks, None, whole, durability="cached"))
+    go.set()
+    assert all_ok(await late)
+    assert counters(store)["admission"]["partial_dumps"]["taken"] == 0
+    await store.flush()
 
 
 async def test_shards_behind_are_one_write(store: Store) -> None:

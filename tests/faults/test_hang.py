@@ -42,6 +42,7 @@ IDS = ucm.block_ids(range(12))
 DEADLINE_S = 0.05
 PARTLY_S = 0.25
 """A deadline by which the rows that do not hang must be in, on a busy machine, too."""
+LONG_S = 60.0
 PROMPTLY_S = 2.0
 HANG = Fault("hang")
 
@@ -57,11 +58,19 @@ async def in_time(task: ucm.Task) -> ucm.TaskResult:
         return await task
 
 
-async def expect_one_timeout(store: ucm.Store, ids: Array = IDS) -> None:
-    out = poisoned(len(ids))
-    result = await in_time(store.load(ids, None, out, timeout=PARTLY_S))
-    assert_rows(result, out, content(ids))
-    assert sorted(statuses(result)) == [Status.OK] * (len(ids) - 1) + [Status.TIMEOUT]
+async def after_a_hang(
+    store: ucm.Store, faults: Faults, task: ucm.Task, seconds: float = DEADLINE_S, *, hangs: int = 1
+) -> ucm.TaskResult:
+    """Await a task that was given time, until `seconds` from when so many hang: on a busy machine it begins late."""
+    await until(lambda: faults.injected()["hang"] >= hangs)
+    return await in_time(asyncio.ensure_future(store.wait(task, timeout=seconds)))  # type: ignore[arg-type]
+
+
+async def expect_one_timeout(store: ucm.Store, faults: Faults, hangs: int = 1) -> None:
+    out = poisoned(len(IDS))
+    result = await after_a_hang(store, faults, store.load(IDS, None, out, timeout=LONG_S), PARTLY_S, hangs=hangs)
+    assert_rows(result, out, content(IDS))
+    assert sorted(statuses(result)) == [Status.OK] * (len(IDS) - 1) + [Status.TIMEOUT]
     (row,) = result.failures
     assert isinstance(result.failures[row], TimeoutError)
 
@@ -71,7 +80,7 @@ async def test_one_read_of_a_batch(open_store: Opener, engine: str) -> None:
     store = await open_store(io_engine=engine)
     faults = await stored(store)
     faults.load.plan = strike(HANG, *READS, skip=4, times=1)
-    await expect_one_timeout(store)
+    await expect_one_timeout(store, faults)
     assert faults.load.hanging
     # While it hangs: many more loads than there are lanes, each of them whole.
     for _ in range(3 * store.config.queue_number):
@@ -86,7 +95,7 @@ async def test_one_after_another_hangs(store: ucm.Store) -> None:
     faults = await stored(store)
     for n in range(2 * store.config.queue_number + 1):
         faults.load.plan = strike(HANG, *READS, skip=n, times=1)
-        await expect_one_timeout(store)
+        await expect_one_timeout(store, faults, n + 1)
     assert faults.load.hanging > 2 * store.config.queue_number
     await check_blocks(store, IDS)
     faults.stop()
@@ -103,11 +112,11 @@ async def test_loads_that_hang_and_end_leave_the_lanes(store: ucm.Store, ending:
     with store.register(out):
         for n in range(2 * store.config.queue_number):
             memory = out if registered else poisoned(1)
-            task = store.load(IDS[:1], None, memory, timeout=DEADLINE_S if ending == "timeout" else 60)
-            await until(lambda n=n: faults.load.statistics()["injected"].get("hang", 0) > n)
+            task = store.load(IDS[:1], None, memory, timeout=LONG_S)
+            await until(lambda n=n: faults.injected()["hang"] > n)
             if ending == "cancel":
                 task.cancel()
-            assert statuses(await in_time(task)) != [Status.OK]
+            assert statuses(await after_a_hang(store, faults, task)) != [Status.OK]
         faults.load.plan = lambda _, __: None
         async with asyncio.timeout(10):
             for _ in range(store.config.queue_number * store.config.queue_depth + 8):
@@ -134,7 +143,8 @@ async def test_everything_hangs(store: ucm.Store) -> None:
 async def test_a_file_operation_hangs(store: ucm.Store, code: int) -> None:
     faults = await stored(store)
     faults.load.plan = strike(HANG, code, skip=4, times=1)
-    result = await in_time(store.load(IDS, None, poisoned(len(IDS)), timeout=PARTLY_S))
+    task = store.load(IDS, None, poisoned(len(IDS)), timeout=LONG_S)
+    result = await after_a_hang(store, faults, task, PARTLY_S)
     assert faults.injected() == {"hang": 1}
     assert statuses(result).count(Status.OK) >= len(IDS) - 1
     faults.stop()
@@ -151,7 +161,7 @@ async def test_one_write_of_a_batch(open_store: Opener, engine: str) -> None:
     store = await open_store(io_engine=engine)
     faults = inject(store)
     faults.dump.plan = strike(HANG, *WRITES, skip=4, times=1)
-    result = await in_time(store.dump(IDS, None, content(IDS), timeout=DEADLINE_S))
+    result = await after_a_hang(store, faults, store.dump(IDS, None, content(IDS), timeout=LONG_S))
     assert faults.dump.hanging
     assert set(statuses(result)) <= {Status.OK, Status.TIMEOUT}
     others = ucm.block_ids(range(100, 110))
@@ -169,13 +179,11 @@ async def test_dumps_that_hang_and_end_leave_the_lanes(store: ucm.Store, ending:
     faults = inject(store)
     faults.dump.plan = strike(HANG, *WRITES)
     for n in range(2 * store.config.queue_number):
-        task = store.dump(
-            IDS[n : n + 1], None, content(IDS[n : n + 1]), timeout=DEADLINE_S if ending == "timeout" else 60
-        )
-        await until(lambda n=n: faults.dump.statistics()["injected"].get("hang", 0) > n)
+        task = store.dump(IDS[n : n + 1], None, content(IDS[n : n + 1]), timeout=LONG_S)
+        await until(lambda n=n: faults.injected()["hang"] > n)
         if ending == "cancel":
             task.cancel()
-        assert statuses(await in_time(task)) != [Status.OK]
+        assert statuses(await after_a_hang(store, faults, task)) != [Status.OK]
     faults.dump.plan = lambda _, __: None
     others = ucm.block_ids(range(1000, 1000 + store.config.queue_number * store.config.queue_depth + 8))
     async with asyncio.timeout(10):
@@ -238,9 +246,10 @@ async def test_closing_does_not_wait_for_ever(
     late = ucm.block_ids([99])
     faults.load.plan, faults.dump.plan = strike(HANG, *READS), strike(HANG, *WRITES)
     if lane == "load":
-        result = await in_time(store.load(IDS, None, poisoned(len(IDS)), timeout=DEADLINE_S))
+        task = store.load(IDS, None, poisoned(len(IDS)), timeout=LONG_S)
     else:
-        result = await in_time(store.dump(late, None, content(late), timeout=DEADLINE_S))
+        task = store.dump(late, None, content(late), timeout=LONG_S)
+    result = await after_a_hang(store, faults, task)
     assert set(statuses(result)) == {Status.TIMEOUT}
     async with asyncio.timeout(PROMPTLY_S):
         await store.aclose()
@@ -255,7 +264,8 @@ async def test_closing_waits_for_what_is_late(open_store: Opener) -> None:
     store = await open_store()
     faults = await stored(store)
     faults.load.plan = strike(HANG, *READS, times=1)
-    result = await in_time(store.load(IDS, None, poisoned(len(IDS)), timeout=PARTLY_S))
+    task = store.load(IDS, None, poisoned(len(IDS)), timeout=LONG_S)
+    result = await after_a_hang(store, faults, task, PARTLY_S)
     assert Status.TIMEOUT in statuses(result)
     root = home(store)
     closing = asyncio.ensure_future(store.aclose())
@@ -271,7 +281,8 @@ async def test_a_switch_of_engines_while_reads_hang(open_store: Opener) -> None:
     store = await open_store(io_engine="psync")
     faults = await stored(store)
     faults.load.plan = strike(HANG, *READS, times=1)
-    result = await in_time(store.load(IDS, None, poisoned(len(IDS)), timeout=PARTLY_S))
+    task = store.load(IDS, None, poisoned(len(IDS)), timeout=LONG_S)
+    result = await after_a_hang(store, faults, task, PARTLY_S)
     assert statuses(result).count(Status.TIMEOUT) == 1
     switching = asyncio.ensure_future(store.setup(io_engine="auto"))
     await asyncio.sleep(0)

@@ -17,7 +17,7 @@ from ucm_async import _portable, native
 from ucm_async.native import NATIVE
 
 ROOT = Path(__file__).parents[2]
-SAME = ("execute", "pool", "gate", "exports", "idtable", "mapping", "crc32c", "paths")
+SAME = ("execute", "pool", "gate", "exports", "idtable", "mapping", "crc32c", "paths", "loadchains")
 # What is promised of threads that are not Python's, and of memory that Python's mmap cannot align.
 DIFFERENT = (
     "pool.py::test_threads_are_named_and_end_with_the_pool",

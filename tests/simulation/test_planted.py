@@ -14,7 +14,7 @@ from ucm_async.blocks.writes import BlockWrites
 from ucm_async.stages.posix import express, load
 from ucm_async.testing.simulation.run import Outcome, run_seed
 
-SEEDS_MAX = 400
+SEEDS_MAX = 1500
 
 
 def first_failure(wanted: Callable[[str], bool]) -> tuple[Outcome, int]:

@@ -96,6 +96,29 @@ async def test_the_earliest_deadline_counts() -> None:
     assert task.time_left_s() <= 0
 
 
+async def test_who_waits_is_told_that_there_is_less_time() -> None:
+    task, told = make_task(2), []
+    now = asyncio.get_running_loop().time()
+    task.when_hurried(lambda: told.append(task.deadline))
+    task.set_deadline(now + 100)
+    task.set_deadline(now + 200)  # changes nothing
+    task.set_deadline(now + 50)
+    assert told == [now + 100, now + 50]
+    task.cancel()  # nobody needs the rest any more
+    assert told == [now + 100, now + 50, now + 50]
+    task.when_hurried(lambda: told.append(0))
+    task.set_deadline(now)
+    assert len(told) == 3
+
+
+async def test_nobody_is_told_when_all_is_in() -> None:
+    task, told = make_task(1), []
+    task.when_hurried(lambda: told.append(1))
+    (one,) = slices_of(task, (0, 1))
+    one.report(np.array([0]), Status.OK)
+    assert task.done() and not told
+
+
 async def test_no_deadline() -> None:
     assert make_task(1).time_left_s() == math.inf
 

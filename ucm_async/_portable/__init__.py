@@ -19,6 +19,7 @@ from .execute import execute
 from .exports import Exports, export_buffers
 from .gate import Gate
 from .idtable import IdTable
+from .loadchains import LoadChains
 from .mapping import Mapping
 from .paths import block_paths, mix_ids
 from .pool import ThreadPool
@@ -49,6 +50,7 @@ __all__ = [
     "Exports",
     "Gate",
     "IdTable",
+    "LoadChains",
     "Mapping",
     "SlotTable",
     "ThreadPool",

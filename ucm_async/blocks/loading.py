@@ -9,6 +9,7 @@ import asyncio
 import errno
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -18,20 +19,22 @@ from ..abc import Batch
 from ..engines import requests as rq
 from ..engines.arena import Arena
 from ..engines.chains import ChainTable, copy_requests
-from ..engines.waits import completed, patient
+from ..engines.waits import Haste, completed, patient_in_haste
 from ..errors import BackendIOError, CorruptError, StoreError
+from ..native import LoadChains
 from ..tasks import Cuts, cut_row, group_rows, rank_in_group
 from ..types import I64, U8, U64, Bools, Status
 from .encoded_header import why_not_plain
-from .header import CHECKSUM_FROM, check_headers, used_bytes
+from .header import CHECKSUM_FROM, check_headers, header_template, used_bytes
 from .layout import BlockLayout
-from .plans import plan_direct_reads, plan_slot_reads
+from .plans import READ_GAP_BYTES, plan_direct_reads, plan_slot_reads
 from .transfer import Transfer
 
 __all__ = ["BlockLoader", "Located", "Reading"]
 
 PlaceT = TypeVar("PlaceT")
 PlaceT_co = TypeVar("PlaceT_co", covariant=True)
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 DIRECT_ROW_BYTES_MIN: Final = 256 << 10
 """Smaller rows are read into slots, which are registered with the ring, and copied in the pass that checks them: that
@@ -73,12 +76,16 @@ class Reading(Generic[PlaceT]):
         that ends it.
     wanted
         int64 (g, reads): bytes that each read must bring.
+    shards
+        int64 (n,): shard of each row, -1 for a whole block.
     cuts
         How each row is cut; its runs are the copies.
     held
         Bool (g,): the slots that are not given back yet.
     apart
         The rows are read again, each for itself.
+    haste
+        Called when a deadline of the batch has moved closer.
     spoilt
         Rows to be read again, each for itself and into slots: a read of their block failed, perhaps that of another
         row; or what lies in the caller's memory is not what was read; or another task that wanted the block gave up.
@@ -92,6 +99,7 @@ class Reading(Generic[PlaceT]):
     arena: Arena
     slots: I64
     bases: U64
+    shards: I64
     cuts: Cuts
     rank: I64
     ranks: int
@@ -99,6 +107,7 @@ class Reading(Generic[PlaceT]):
     wanted: I64
     held: Bools
     apart: bool
+    haste: Haste
     spoilt: list[int] = field(default_factory=list)
 
     @property
@@ -113,6 +122,13 @@ class BlockLoader(ABC, Generic[PlaceT]):
     def __init__(self, layout: BlockLayout, namespace: bytes, transfer: Transfer) -> None:
         self._layout = layout
         self._namespace = namespace
+        self._native = LoadChains(
+            header_template(namespace, layout.shard_size, layout.shards),
+            layout.header_bytes,
+            layout.shard_size,
+            layout.block_size,
+            READ_GAP_BYTES,
+        )
         self.transfer = transfer
 
     # ---- what a stage knows
@@ -127,14 +143,17 @@ class BlockLoader(ABC, Generic[PlaceT]):
 
     @abstractmethod
     def _aim(self, place: PlaceT, reads: rq.Requests, owner: I64) -> None:
-        """Turn reads, whose offsets are from the start of the block, (n,), to where the blocks `owner`, (n,), lie."""
+        """Turn reads, whose offsets are from the start of the block, (n,), to where the blocks `owner`, (n,), lie.
+
+        Some of `reads` may be NOPs, which stay.
+        """
 
     def _present(self, reading: Reading[PlaceT]) -> I64:
         """Report the rows of blocks that are known to be missing; returns the groups that are left."""
         return np.arange(len(reading.ids))
 
     def _before_attempt(self, table: rq.Requests, attempt: int) -> None:
-        """Change chains that are about to be run, the first time with `attempt` 0."""
+        """Change chains that are about to be run, the first time with `attempt` 0; nothing of it stays for the next."""
         return
 
     @abstractmethod
@@ -193,35 +212,70 @@ class BlockLoader(ABC, Generic[PlaceT]):
         self, batch: Batch, rows: I64, first: I64, group: I64, arena: Arena, slots: I64, *, apart: bool
     ) -> Reading[PlaceT]:
         """Write the chains: reads into the slots, or straight into the caller's memory where that is allowed."""
-        layout = self._layout
-        cuts = cut_row(tuple(batch.piece_sizes.tolist()), layout.shard_size)
-        ids = np.ascontiguousarray(batch.ids[rows[first]])
+        cuts = cut_row(tuple(batch.piece_sizes.tolist()), self._layout.shard_size)
+        ids = np.ascontiguousarray(_some(batch.ids, rows if len(first) == len(rows) else rows[first]))
         place = self._locate(ids)
-        bases = arena.address(slots)
-        start, stop = layout.row_ranges(batch.shards[rows])
+        rank, ranks = rank_in_group(group, len(ids))
+        shards = np.ascontiguousarray(_some(batch.shards, rows))
+        held = np.ones(len(ids), dtype=np.bool_)
+        reading = Reading(
+            batch, rows, group, ids, place, arena, slots, arena.address(slots), shards, cuts, rank, ranks,
+            _NO_CHAINS, _NOTHING, held, apart, Haste(),
+        )  # fmt: skip
+        batch.when_hurried(reading.haste)
+        if len(ids) == len(rows):
+            self._write_rows(reading)
+        else:
+            self._write_groups(reading, first)
+        counts = self.transfer.counts
+        counts["blocks"] += len(ids)
+        counts["rows"] += len(rows)
+        counts["reads"] += int(np.count_nonzero(reading.wanted))
+        counts["bytes"] += int(reading.wanted.sum())
+        return reading
+
+    def _write_rows(self, reading: Reading[PlaceT]) -> None:
+        """Write the chains of blocks with one row each: the usual case, in one native call."""
+        batch, rows, shards, cuts = reading.batch, reading.rows, reading.shards, reading.cuts
+        direct = reading.arena is self.transfer.heads
+        n, reads = len(rows), self._native.reads(shards, direct)
+        reading.chains = chains = ChainTable(n, reads + len(cuts) + 3)
+        reading.wanted = np.empty((n, reads), dtype=np.int64)
+        vectors = np.empty((n, 1 + len(batch.piece_sizes)), dtype=rq.IOVEC) if direct else None
+        pieces = np.ascontiguousarray(_some(batch.addresses, rows))
+        gates = np.ascontiguousarray(_some(batch.gates, rows))
+        self._native.write(
+            chains.table, reading.wanted, vectors, shards, reading.bases, pieces, batch.piece_sizes, gates, cuts.runs
+        )
+        for column in range(1, 1 + reads):
+            self._aim(reading.place, chains.table[:, column], reading.group)
+        chains.keep += (vectors, self._put_ends(reading.place, chains.table))
+
+    def _write_groups(self, reading: Reading[PlaceT], first: I64) -> None:
+        """Write the chains of blocks with several rows each."""
+        layout, batch, cuts = self._layout, reading.batch, reading.cuts
+        rows, group, bases, blocks = reading.rows, reading.group, reading.bases, len(reading.ids)
+        start, stop = layout.row_ranges(reading.shards)
         pieces = batch.addresses[rows]
         gates = batch.gates[rows]
-        direct = arena is self.transfer.heads
+        direct = reading.arena is self.transfer.heads
         if direct:
             reads, owner, wanted, vectors = plan_direct_reads(
-                layout, batch.addresses[rows], batch.piece_sizes, group, bases, start, stop
+                layout, pieces, batch.piece_sizes, group, bases, start, stop
             )
         else:
             reads, owner, wanted = plan_slot_reads(layout, group, bases, start, stop)
             vectors = None
-        step, width = rank_in_group(owner, len(ids))
-        rank, ranks = rank_in_group(group, len(ids))
-        chains = ChainTable(len(ids), width + ranks * len(cuts) + 3)
+        step, width = rank_in_group(owner, blocks)
+        reading.chains = chains = ChainTable(blocks, width + reading.ranks * len(cuts) + 3)
         table = chains.table
-        self._aim(place, reads, owner)
-        chains.keep += (vectors, self._put_ends(place, table))
-        if (
-            gates == gates[first][group]
-        ).all():  # one task a block, as usual: what it gave up need not be read any more
+        self._aim(reading.place, reads, owner)
+        chains.keep += (vectors, self._put_ends(reading.place, table))
+        if (gates == gates[first][group]).all():  # one task a block: what it gave up need not be read any more
             reads["gate"] = gates[first][owner]
         table[owner, 1 + step] = reads
-        lengths = np.zeros((len(ids), width), dtype=np.int64)
-        lengths[owner, step] = wanted
+        reading.wanted = np.zeros((blocks, width), dtype=np.int64)
+        reading.wanted[owner, step] = wanted
         self._put_header_checksum(table[:, 1 + width], bases)
         copies = copy_requests(
             rq.OP_CHECKSUM if direct else rq.OP_COPY,
@@ -232,17 +286,8 @@ class BlockLoader(ABC, Generic[PlaceT]):
             to_slots=False,
             flags=rq.FLAG_IF_WELL,
         )
-        body = table[:, 2 + width : -1].reshape(len(ids), ranks, len(cuts), copy=False)
-        body[group, rank] = copies
-        counts = self.transfer.counts
-        counts["blocks"] += len(ids)
-        counts["rows"] += len(rows)
-        counts["reads"] += len(reads)
-        counts["bytes"] += int(wanted.sum())
-        held = np.ones(len(ids), dtype=np.bool_)
-        return Reading(
-            batch, rows, group, ids, place, arena, slots, bases, cuts, rank, ranks, chains, lengths, held, apart
-        )
+        body = table[:, 2 + width : -1].reshape(blocks, reading.ranks, len(cuts), copy=False)
+        body[group, reading.rank] = copies
 
     def _put_header_checksum(self, column: rq.Requests, bases: U64) -> None:
         column["opcode"] = rq.OP_CHECKSUM | rq.FLAG_IF_WELL
@@ -253,7 +298,7 @@ class BlockLoader(ABC, Generic[PlaceT]):
 
     async def _attempt(self, reading: Reading[PlaceT], groups: I64, attempt: int) -> I64:
         """Run the chains of `groups` and hand on what is in; returns the groups that deserve another attempt."""
-        table = reading.chains.rows(groups)
+        table = reading.chains.table if len(groups) == len(reading.ids) else reading.chains.rows(groups)
         self._before_attempt(table, attempt)
         done = self.transfer.engine.submit(table.reshape(-1), reading.chains.steps)
         try:
@@ -273,7 +318,12 @@ class BlockLoader(ABC, Generic[PlaceT]):
         waiting = np.ones(len(groups), dtype=np.bool_)
         again = np.zeros(len(groups), dtype=np.bool_)
         while True:
-            everything = await patient(done, self._patience_s(reading.batch, len(groups)))
+            patience_s = partial(self._patience_s, reading.batch, len(groups))
+            everything = await patient_in_haste(done, patience_s, reading.haste)
+            if everything and waiting.all() and self._all_good(reading, groups):
+                reading.batch.report(reading.rows, Status.OK)
+                self._came(reading, groups)
+                return groups[:0]
             ready = waiting if everything else waiting & (results != rq.PENDING_RESULT).all(axis=1)
             if ready.any():
                 at = np.flatnonzero(ready)
@@ -301,6 +351,14 @@ class BlockLoader(ABC, Generic[PlaceT]):
         self.transfer.counts["late_batches"] += 1
 
     # ---- what became of a chain
+
+    def _all_good(self, reading: Reading[PlaceT], groups: I64) -> bool:
+        """Tell whether all chains went as they should, where one native call can tell; no other look is taken then."""
+        if not len(groups) == len(reading.ids) == len(reading.rows):
+            return False
+        return self._native.all_good(
+            reading.chains.table, reading.wanted, reading.ids, reading.shards, reading.bases, reading.cuts.runs
+        )
 
     async def _judge(
         self, reading: Reading[PlaceT], groups: I64, results: npt.NDArray[np.int64], *, last: bool
@@ -419,5 +477,12 @@ class BlockLoader(ABC, Generic[PlaceT]):
         reading.batch.report(reading.rows[reading.group == group], Status.CORRUPT, CorruptError(why))
 
 
+def _some(array: npt.NDArray[ScalarT], rows: I64) -> npt.NDArray[ScalarT]:
+    """Return some rows of a batch, ascending; itself if it is all of them."""
+    return array if len(rows) == len(array) else array[rows]
+
+
 _NONE: Final = np.zeros(1024, dtype=np.bool_)
 _NONE.flags.writeable = False
+_NOTHING: Final = np.zeros((0, 0), dtype=np.int64)
+_NO_CHAINS: Final = ChainTable(0, 0)

@@ -15,7 +15,7 @@ from ..types import I64, U64, Bools
 from .layout import BlockLayout, merge_ranges
 from .transfer import DIRECT_ALIGN
 
-__all__ = ["plan_direct_reads", "plan_direct_writes", "plan_slot_reads", "plan_slot_writes"]
+__all__ = ["READ_GAP_BYTES", "plan_direct_reads", "plan_direct_writes", "plan_slot_reads", "plan_slot_writes"]
 
 READ_GAP_BYTES: Final = 32 << 10
 """Bytes read along between two ranges of one file: at 2 GB/s they cost what a second request does."""

@@ -138,6 +138,11 @@ class SliceBatch:
         """Seconds until the nearest deadline of those that still wait; infinite if nobody does."""
         return min((one.task.time_left_s() for one in self.slices if one.task.alive), default=math.inf)
 
+    def when_hurried(self, call: Callable[[], None]) -> None:
+        """Call `call` whenever a deadline moves closer; see `ucm_async.abc.Batch.when_hurried`."""
+        for one in self.slices:
+            one.task.when_hurried(call)
+
     def when_abandoned(self, call: Callable[[], None]) -> None:
         """Call `call`, perhaps several times, from when nobody waits for any row of the batch any more."""
 

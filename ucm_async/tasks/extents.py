@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -30,6 +30,8 @@ class Cuts:
         Bool: the run goes on in the shard of the run before it, so its checksum chains.
     last
         Position of each shard's last run; shape (shards in the row,).
+    runs
+        The same as one array, shape (m, 5): offset, length, piece, piece_offset, continues.
     """
 
     offset: I64
@@ -39,6 +41,12 @@ class Cuts:
     shard: I64
     continues: Bools
     last: I64
+    runs: I64 = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Put them side by side."""
+        columns = (self.offset, self.length, self.piece, self.piece_offset, self.continues.astype(np.int64))
+        object.__setattr__(self, "runs", np.stack(columns, axis=1))
 
     def __len__(self) -> int:
         return len(self.offset)

@@ -38,8 +38,9 @@ class Task:
     """
 
     __slots__ = (
-        "_abandoned", "_errors", "_finished", "_gate", "_loop", "_on_finished", "_result", "_slices_left", "_timer",
-        "_waiters", "_work", "deadline", "durability", "encoded", "ids", "lane", "memory", "pending", "shards",
+        "_abandoned", "_errors", "_finished", "_gate", "_hurried", "_loop", "_on_finished", "_result", "_slices_left",
+        "_timer", "_waiters", "_work", "deadline", "durability", "encoded", "ids", "lane", "memory", "pending",
+        "shards",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +69,7 @@ class Task:
         self._result: TaskResult | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._abandoned: list[Callable[[], None]] = []
+        self._hurried: list[Callable[[], None]] = []
         self._finished: asyncio.Future[None] | None = None
         self._slices_left = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -158,6 +160,8 @@ class Task:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_at(deadline, self.settle, Status.TIMEOUT)
+        for call in self._hurried:
+            call()
 
     def expect_slices(self, count: int) -> None:
         """Say how many slices will call `slice_finished`."""
@@ -175,6 +179,11 @@ class Task:
     def when_abandoned(self, call: Callable[[], None]) -> None:
         """Call `call` if the task settles before all of its rows are in: nobody waits for them any more."""
         self._abandoned.append(call)
+
+    def when_hurried(self, call: Callable[[], None]) -> None:
+        """Call `call` whenever the deadline moves closer, and if the task settles before all of its rows are in."""
+        if self._result is None:
+            self._hurried.append(call)
 
     def rows_in(self, count: int) -> None:
         """Count rows that were reported; the last of them settles the task."""
@@ -218,9 +227,10 @@ class Task:
                 waiter.set_result(None)
         self._waiters.clear()
         if self.pending:
-            for call in self._abandoned:
+            for call in (*self._abandoned, *self._hurried):
                 call()
         self._abandoned.clear()
+        self._hurried.clear()
         return True
 
 

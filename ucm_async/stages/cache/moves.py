@@ -13,7 +13,7 @@ from ...abc import Batch, Engine
 from ...engines import requests as rq
 from ...engines.chains import copy_requests
 from ...engines.psync import job_size
-from ...engines.waits import INLINE_COPY_BYTES_MAX, completed, patient
+from ...engines.waits import INLINE_COPY_BYTES_MAX, Haste, completed, patient_in_haste
 from ...native import execute
 from ...tasks import Cuts, cut_row
 from ...types import I64, U64, Bools, Status
@@ -63,8 +63,10 @@ class Mover:
             _report(batch, rows, results)
             return
         done = self._submit(moves)
+        haste = Haste()
+        batch.when_hurried(haste)
         try:
-            while not await patient(done, max(batch.patience_s() / 2, PATIENCE_S_MIN)):
+            while not await patient_in_haste(done, lambda: max(batch.patience_s() / 2, PATIENCE_S_MIN), haste):
                 there = (results != rq.PENDING_RESULT).all(axis=1)
                 _report(batch, rows[there], results[there])
         finally:

@@ -141,6 +141,7 @@ class ShardDumps:
         gathering, theirs = self._claim(batch, rows)
         if gathering is not None:
             await self._gather_claimed(gathering)
+            self._drop_overtaken(gathering)
         for block_id in {batch.ids[row].tobytes() for row in theirs.tolist()}:
             change = self._blocks.change(block_id)
             while change is not None and not await patient(change, CLAIM_PATIENCE_S) and batch.live()[theirs].any():
@@ -351,7 +352,19 @@ class ShardDumps:
             elif self._blocks.is_whole(block):
                 self._blocks.claim(block, self._blocks.full)
                 whole.append(block)
+            elif not block.done and not block.busy:
+                self._blocks.forget(block)
+                self._free(block.slot)
         return whole
+
+    def _drop_overtaken(self, gathering: _Gathering) -> None:
+        """Forget blocks that nobody will complete: others cached them before their first shard was in here."""
+        left = [block for block in gathering.blocks if self._blocks.get(block.block_id) is block]
+        if left:
+            ids = np.frombuffer(b"".join(block.block_id for block in left), dtype=np.uint8).reshape(-1, 16)
+            cached = np.zeros(len(left), dtype=np.uint8)
+            if self._table.probe(ids, cached):
+                self.forget(ids[cached == 1])
 
     # ---- the end
 

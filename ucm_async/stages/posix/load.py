@@ -81,8 +81,8 @@ class Loader(EncodedBlockLoader[FilePlace]):
         reads["opcode"] |= rq.FLAG_LINK
 
     def _before_attempt(self, table: rq.Requests, attempt: int) -> None:
-        if attempt == 0 and len(table) <= CACHED_OPENS_MAX:
-            table["opcode"][:, 0] |= rq.FLAG_CACHED
+        if len(table) <= CACHED_OPENS_MAX:
+            table["opcode"][:, 0] = rq.OP_OPEN | (rq.FLAG_CACHED if attempt == 0 else 0)
 
     def _unreachable(self, reading: Located[FilePlace], group: int, number: int) -> tuple[Status, StoreError | None]:
         self._known.discard(reading.ids[group : group + 1])
