@@ -58,6 +58,26 @@ class Located(Protocol[PlaceT_co]):
     def place(self) -> PlaceT_co:
         """Where the blocks lie, as the stage has it; by group, too."""
 
+    @property
+    def batch(self) -> Batch:
+        """Whose rows they are."""
+
+    @property
+    def rows(self) -> I64:
+        """Int64, shape (n,): rows of the batch."""
+
+    @property
+    def group(self) -> I64:
+        """Int64, shape (n,): the block of each row."""
+
+    @property
+    def apart(self) -> bool:
+        """The rows are read again, each for itself."""
+
+    @property
+    def spoilt(self) -> list[int]:
+        """Rows to be read again, if they are not read for the second time; to be appended to."""
+
 
 @dataclass(slots=True)
 class Reading(Generic[PlaceT]):
@@ -148,7 +168,7 @@ class BlockLoader(ABC, Generic[PlaceT]):
         Some of `reads` may be NOPs, which stay.
         """
 
-    def _present(self, reading: Reading[PlaceT]) -> I64:
+    def _present(self, reading: Located[PlaceT]) -> I64:
         """Report the rows of blocks that are known to be missing; returns the groups that are left."""
         return np.arange(len(reading.ids))
 
@@ -404,14 +424,14 @@ class BlockLoader(ABC, Generic[PlaceT]):
             got, wanted = int(reads.sum()), int(reading.wanted[group].sum())
             await self._report_corrupt(reading, group, f"the file is truncated: {got} of {wanted} bytes could be read")
 
-    def _look_again(self, reading: Reading[PlaceT], rows: I64) -> None:
+    def _look_again(self, reading: Located[PlaceT], rows: I64) -> None:
         """Read rows again whose block was somewhere else by then; once, after that they are missing."""
         if reading.apart:
             self.transfer.counts["missing"] += len(rows)
             reading.batch.report(rows, Status.MISS)
         else:
             self.transfer.counts["moved"] += len(rows)
-            reading.spoilt += rows.tolist()
+            reading.spoilt.extend(rows.tolist())
 
     async def _compare(self, reading: Reading[PlaceT], groups: I64, results: npt.NDArray[np.int64]) -> None:
         """Hold checksums against what the headers say, and report."""
