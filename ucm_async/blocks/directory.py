@@ -71,7 +71,7 @@ def make_directory(system: System, path: str, config: StoreConfig, layout: str, 
         with contextlib.suppress(FileExistsError):
             system.mkdir(directory)
             fresh |= directory == root
-    _make_last(system, path)
+    _make_last(system, path, root)
     _describe(system, root, config, layout)
     return fresh
 
@@ -95,12 +95,12 @@ def _slug(namespace: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", namespace)[:48].strip("._") or "namespace"
 
 
-def _make_last(system: System, path: str) -> None:
-    """Bring the names of the backend and of the namespace to the medium, whoever made them.
+def _make_last(system: System, path: str, root: Path) -> None:
+    """Bring the names of the backend, of the namespace and of what it has to the medium, whoever made them.
 
     A dump that is synced does the same for what is below; without this, a power cut takes the whole namespace.
     """
-    for directory in (Path(path).absolute().parent, Path(path)):
+    for directory in (Path(path).absolute().parent, Path(path), root):
         try:
             system.sync_directory(directory)
         except OSError as error:  # no right to read it, or a file system that has no such thing

@@ -16,15 +16,15 @@ from ...blocks.transfer import Transfer
 from ...blocks.writes import BlockWrite, BlockWrites
 from ...engines import requests as rq
 from ...space import WEIGHT_DUMP
-from ...types import I64, U8, Bools
+from ...types import I64, U8, U64, Bools
 from .load import Touch
 from .slabs import ELSEWHERE, PUBLISHED, Place, Slabs, stamp_now
 from .syncing import Syncs
 
 __all__ = ["Dumper", "TakeSlots"]
 
-TakeSlots = Callable[[int, int, float], Awaitable[I64]]
-"""Told a backend, how many slots are wanted and how long that may take in seconds; returns as many as there are."""
+TakeSlots = Callable[[int, int, float], Awaitable[tuple[I64, int]]]
+"""See `Room.take`."""
 
 
 class Dumper(BlockDumper[Place]):
@@ -65,16 +65,21 @@ class Dumper(BlockDumper[Place]):
         await slabs.refresh()
         backend = slabs.choose(ids)
         slots, words = slabs.find(ids, backend)
-        there = slots >= 0
         result = np.full(len(ids), -errno.ENOENT)
+        lost = (slots >= 0) & self._syncs.distrusted(backend, np.maximum(slots, 0))
+        self._drop(backend[lost], slots[lost], words[lost])  # to be written anew
+        there = np.flatnonzero((slots >= 0) & ~lost)
         result[there] = await self._syncs.sync(backend[there], slots[there], self.transfer.pool)
-        failed = (result < 0) & there
-        if failed.any():  # the kernel forgets what it could not write: nothing in there can be relied on
-            mine = np.flatnonzero(failed)[slabs.withdraw(backend[failed], slots[failed], words[failed])]
-            slabs.spoil(backend[mine], slots[mine])
-        moved = there & (slabs.words(backend, slots) != words) & ~failed
-        result[moved] = -errno.ENOENT
+        bad, good = there[result[there] < 0], there[result[there] == 0]
+        self._drop(backend[bad], slots[bad], words[bad])
+        moved = self._slabs.words(backend[good], slots[good]) != words[good]
+        result[good[moved]] = -errno.ENOENT
         return result
+
+    def _drop(self, backend: I64, slots: I64, words: U64) -> None:
+        """Take blocks out of sight of which it is not known whether they can be read for long."""
+        mine = self._slabs.withdraw(backend, slots, words)
+        self._slabs.spoil(backend[mine], slots[mine])
 
     # ---- room
 
@@ -93,10 +98,10 @@ class Dumper(BlockDumper[Place]):
         writing.failed[self._slabs.dead[backend]] = errno.EIO
         for position in np.unique(backend[new & (writing.failed == 0)]).tolist():
             groups = np.flatnonzero(new & (backend == position))
-            taken = await self._take(position, len(groups), writing.batch.patience_s())
+            taken, why = await self._take(position, len(groups), writing.batch.patience_s())
             for g, slot in zip(groups.tolist(), taken.tolist(), strict=False):
                 writing.writes[g].slot = slot
-            writing.failed[groups[len(taken) :]] = NO_ROOM
+            writing.failed[groups[len(taken) :]] = why
             self.transfer.counts["refused"] += len(groups) - len(taken)
 
     def _slots(self, writing: Writing[Place], groups: I64) -> I64:
@@ -163,7 +168,7 @@ class Dumper(BlockDumper[Place]):
         for write in writes:
             write.slot = -1
         begun = slots >= 0
-        bad = begun & self._syncs.failed(backend, slots)
+        bad = begun & self._syncs.distrusted(backend, np.maximum(slots, 0))
         self._slabs.spoil(backend[bad], slots[bad])
         good = begun & ~bad
         if good.any():

@@ -71,6 +71,12 @@ class SlabGeometry:
         segment = min(SEGMENT_BYTES_MAX, nbytes // SEGMENT_SHARE)
         return cls(slot_bytes, max(1, (segment - PAGE_BYTES) // slot_bytes))
 
+    @classmethod
+    def of_file(cls, slot_bytes: int, nbytes: int) -> SlabGeometry | None:
+        """Conclude from the length of a segment's file how it is cut; None if it has no slot."""
+        slots = (nbytes - PAGE_BYTES) // slot_bytes
+        return cls(slot_bytes, slots) if slots > 0 else None
+
     @property
     def segment_bytes(self) -> int:
         """Length of a segment's file."""

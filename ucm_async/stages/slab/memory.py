@@ -138,6 +138,7 @@ class SlabMemory:
             if not shared.last:
                 raise ConfigError(f"storage_backends: another version uses {str(self._path.parent)!r} just now")
             shared.remove()  # whoever made it died over it
+            shared.lock(_TABLE_LOCK)
             new = shared.attach(nbytes)
         if new:
             words = np.frombuffer(self._memory().memory, dtype=np.int64, count=8)

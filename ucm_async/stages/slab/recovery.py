@@ -14,13 +14,15 @@ from ...blocks.encoded_header import check_encoded_headers
 from ...blocks.header import CHECKSUM_FROM, HEADER, used_bytes
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
+from ...blocks.verify import verify_block
 from ...engines import requests as rq
+from ...engines.arena import Arena
 from ...engines.waits import completed
 from ...native import SlotTable
 from ...types import I64, U8, Bools
 from .layout import GONE, SlabGeometry
 
-__all__ = ["Headers", "Progress", "fill", "name_bad", "read_headers"]
+__all__ = ["Headers", "Progress", "drop_bad_twins", "fill", "name_bad", "read_headers"]
 
 _log = logging.getLogger("ucm_async.slab")
 
@@ -29,6 +31,10 @@ Progress = Callable[[int, int], None]
 
 BATCH_SLOTS: Final = 256
 """Headers that are read with one submit; two such batches are under way, so that the device always has some."""
+
+ATTEMPTS_MAX: Final = 6
+ATTEMPT_PAUSE_S: Final = 0.002
+"""So often, and with so much more time before each, headers are read again that could not be read."""
 
 NAMED_MAX: Final = 10
 """So many bad headers are named in the log; the rest are only counted."""
@@ -46,11 +52,14 @@ class Headers:
         uint8, shape (n, 16).
     bad
         Slots that begin with something else, and why that is no header.
+    unreadable
+        int64, shape (m,): slots that could not be read.
     """
 
     slots: I64
     ids: U8
     bad: dict[int, str] = field(default_factory=dict)
+    unreadable: I64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 async def read_headers(
@@ -73,11 +82,6 @@ async def read_headers(
         Who reads.
     progress
         Told how many slots of how many are read.
-
-    Raises
-    ------
-    OSError
-        One cannot be read.
     """
     total = len(segments) * geometry.slots
     work = [
@@ -104,7 +108,8 @@ async def read_headers(
         bad |= part.bad
     if not parts:
         return Headers(np.zeros(0, dtype=np.int64), np.zeros((0, 16), dtype=np.uint8))
-    return Headers(np.concatenate([part.slots for part in parts]), np.concatenate([part.ids for part in parts]), bad)
+    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("slots", "ids", "unreadable")]
+    return Headers(columns[0], columns[1], bad, columns[2])
 
 
 async def _read_batch(
@@ -123,14 +128,53 @@ async def _read_batch(
         sums["address"] = reads["address"] + np.uint64(CHECKSUM_FROM)
         sums["length"] = used_bytes(layout.shards) - CHECKSUM_FROM
         await completed(transfer.engine.submit(table.reshape(-1), 2))
+        for attempt in range(ATTEMPTS_MAX):  # a device may have a bad moment, and what is not read is not found
+            again = np.flatnonzero(reads["result"] != layout.header_bytes)
+            if not len(again):
+                break
+            await asyncio.sleep(ATTEMPT_PAUSE_S * attempt)
+            part = np.ascontiguousarray(table[again])
+            await completed(transfer.engine.submit(part.reshape(-1), 2))
+            table[again] = part
         got = reads["result"]
-        if (got < 0).any():
-            at = int(np.argmax(got < 0))
-            raise OSError(-int(got[at]), f"the header of slot {slots[at]} cannot be read")
         pages = transfer.heads.view()[heads, : used_bytes(layout.shards)]
-        return _judge(pages, slots, got == layout.header_bytes, sums["result"], layout, namespace)
+        read = got >= 0
+        found = _judge(
+            pages[read], slots[read], got[read] == layout.header_bytes, sums["result"][read], layout, namespace
+        )
+        found.unreadable = slots[~read]
+        return found
     finally:
         transfer.heads.release(heads)
+
+
+async def drop_bad_twins(
+    found: Headers, fds: dict[int, int], geometry: SlabGeometry, namespace: bytes, transfer: Transfer
+) -> None:
+    """Of blocks that several slots claim to hold, leave out the copies that are damaged. Such blocks are few.
+
+    One may have been taken from a cold block and not have been written again, or its data may not have reached the
+    medium, while another was synced.
+    """
+    _, inverse, counts = np.unique(found.ids, axis=0, return_inverse=True, return_counts=True)
+    twins = np.flatnonzero(counts[inverse.reshape(-1)] > 1) if len(found.ids) else np.zeros(0, dtype=np.int64)
+    if not len(twins):
+        return
+    keep = np.ones(len(found.ids), dtype=np.bool_)
+    arena = await Arena.create(geometry.slot_bytes, 1)
+    try:
+        for at in twins.tolist():
+            slot = int(found.slots[at])
+            read = rq.new_requests(1)
+            read["opcode"], read["fd"] = rq.OP_READ, fds[slot // geometry.slots]
+            read["offset"], read["length"] = geometry.offset(found.slots[at : at + 1]), geometry.slot_bytes
+            read["address"] = arena.base
+            await completed(transfer.engine.submit(read, 1))
+            content = arena.view()[0, : max(0, int(read["result"][0]))]
+            keep[at] = not await asyncio.to_thread(verify_block, content, found.ids[at].tobytes(), namespace)
+    finally:
+        arena.close()
+    found.slots, found.ids = found.slots[keep], found.ids[keep]
 
 
 def _judge(pages: U8, slots: I64, whole: Bools, sums: I64, layout: BlockLayout, namespace: bytes) -> Headers:
@@ -145,19 +189,21 @@ def _judge(pages: U8, slots: I64, whole: Bools, sums: I64, layout: BlockLayout, 
     return Headers(slots[good], ids[good], bad)
 
 
-def name_bad(bad: dict[int, str], where: str) -> str:
+def name_bad(found: Headers, where: str) -> str:
     """Return a line about slots with bad headers, for people."""
+    bad = found.bad
     first = "; ".join(f"slot {slot}: {why}" for slot, why in sorted(bad.items())[:NAMED_MAX])
     more = f"; and {len(bad) - NAMED_MAX} more" if len(bad) > NAMED_MAX else ""
-    return f"{where}: {len(bad)} slots hold no block and are not empty ({first}{more})"
+    unread = f", and {len(found.unreadable)} cannot be read" if len(found.unreadable) else ""
+    return f"{where}: {len(bad)} slots hold no block and are not empty ({first}{more}){unread}"
 
 
-def fill(table: SlotTable, geometry: SlabGeometry, segments: Sequence[int], slots: I64, ids: U8) -> int:
+def fill(table: SlotTable, geometry: SlabGeometry, segments: Sequence[int], found: Headers) -> int:
     """Enter segments, and what is stored in them, into a table that has neither. Blocks; returns the blocks.
 
-    Of two slots with one block, the lower one counts: both are as good.
+    Of two slots with one block, the lower one counts. What cannot be read is not used.
     """
-    stored = 0
+    slots, ids, stored = found.slots, found.ids, 0
     for segment in segments:
         first = geometry.first(segment)
         table.add(first, geometry.slots)
@@ -168,6 +214,9 @@ def fill(table: SlotTable, geometry: SlabGeometry, segments: Sequence[int], slot
         table.publish(mine, np.ascontiguousarray(ids[part]), results)
         free = np.ones(geometry.slots, dtype=np.bool_)
         free[mine[results == 0] - first] = False
+        unreadable = found.unreadable[(found.unreadable >= first) & (found.unreadable < first + geometry.slots)]
+        free[unreadable - first] = False
+        table.spoil(unreadable)
         table.give(first + np.flatnonzero(free))
         stored += int((results == 0).sum())
     return stored

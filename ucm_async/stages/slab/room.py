@@ -6,13 +6,16 @@ import asyncio
 import errno
 import logging
 import os
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from ...blocks.dumping import NO_ROOM
 from ...blocks.transfer import Transfer
+from ...engines.system import current_system
 from ...space import SpaceManager
-from ...types import I64, U8, U64, Bools
+from ...types import BLOCK_ID_BYTES, I64, U8, U64, Bools
 from .slab import STORED, Slab
 from .slabs import Slabs, stamp_now
 
@@ -29,6 +32,23 @@ GROW_PAUSE_S: Final = 1.0
 
 BUSY_S: Final = 2
 """A block that any process asked for so lately is not evicted, as long as there are others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """Slots of blocks that may go: slots, words, and ids, int64, uint64 (n,) and uint8 (n, 16)."""
+
+    slots: I64
+    words: U64
+    ids: U8
+
+    def part(self, which: slice) -> Cold:
+        """Return some of them."""
+        return Cold(self.slots[which], self.words[which], self.ids[which])
+
+
+_NO_SLOTS: Final = np.zeros(0, dtype=np.int64)
+_NOTHING: Final = Cold(_NO_SLOTS, np.zeros(0, dtype=np.uint64), np.zeros((0, BLOCK_ID_BYTES), dtype=np.uint8))
 
 
 class Room:
@@ -59,28 +79,36 @@ class Room:
         self._loop = asyncio.get_running_loop()
         self._turns = [asyncio.Lock() for _ in places]
         self._refused_until = [0.0] * len(places)
-        self._oldest: list[tuple[I64, U64]] = [(_NO_SLOTS, _NO_WORDS)] * len(places)
+        self._failed = [0] * len(places)
+        self._oldest = [_NOTHING] * len(places)
+        self._system = current_system()
         self.evicted = self.grown = 0
 
-    async def take(self, backend: int, count: int, patience_s: float) -> I64:
-        """Take up to `count` slots of a backend, int64 (n,): fewer if no more can be had for some time."""
+    async def take(self, backend: int, count: int, patience_s: float) -> tuple[I64, int]:
+        """Take up to `count` slots of a backend, int64 (n,): fewer if no more can be had for some time.
+
+        The second value says why there are no more: an errno, or `NO_ROOM`.
+        """
         taken = self._take(backend, count)
         if len(taken) == count:
-            return taken
+            return taken, 0
+        until = self._loop.time() + min(patience_s, PATIENCE_S)
         async with self._turns[backend]:
-            until = self._loop.time() + min(patience_s, PATIENCE_S)
             try:
                 while len(taken) < count:
                     more = await self._find(backend, count - len(taken))
-                    if not len(more):
-                        if self._loop.time() > until:
+                    if not len(more) and self._loop.time() > until:
+                        self._refused_until[backend] = 0.0  # nobody is refused before the system was asked for him
+                        more = await self._find(backend, count - len(taken))
+                        if not len(more):
                             break
+                    if not len(more):
                         await asyncio.sleep(POLL_S)
                     taken = np.concatenate((taken, more))
             except BaseException:
                 self._slabs.give(np.full(len(taken), backend), taken)
                 raise
-        return taken
+        return taken, self._failed[backend] or NO_ROOM
 
     async def _find(self, backend: int, count: int) -> I64:
         """Take slots, wherever they come from; none if there are none just now."""
@@ -116,15 +144,16 @@ class Room:
                 if len(taken):
                     return taken
                 absent = np.flatnonzero(slab.memory.present == 0)
-                made = len(absent) > 0 and await self._make(slab, self._places[backend], int(absent[0]))
+                made = len(absent) > 0 and await self._make(backend, int(absent[0]))
         finally:
             await asyncio.to_thread(slab.memory.release)
         self._refused_until[backend] = self._loop.time() + GROW_PAUSE_S
         return _NO_SLOTS
 
-    async def _make(self, slab: Slab, place: int, number: int) -> bool:
-        geometry, manager = slab.geometry, self._manager
-        nbytes = geometry.segment_bytes
+    async def _make(self, backend: int, number: int) -> bool:
+        slab, place, manager = self._slab(backend), self._places[backend], self._manager
+        geometry, nbytes = slab.geometry, slab.geometry.segment_bytes
+        self._failed[backend] = 0
         if not manager.reserve(place, nbytes):
             return False
         failed = errno.EIO
@@ -137,7 +166,9 @@ class Room:
             if failed:
                 manager.release(place, nbytes)
         if failed:
-            level = logging.INFO if failed in (errno.ENOSPC, errno.EDQUOT) else logging.WARNING
+            full = failed in (errno.ENOSPC, errno.EDQUOT)
+            self._failed[backend] = 0 if full else failed
+            level = logging.INFO if full else logging.WARNING
             _log.log(level, "%s: no new segment: %s", slab.backend.home, os.strerror(failed))
             return False
         slab.memory.came(number)
@@ -155,14 +186,16 @@ class Room:
             return np.asarray(self.busy(ids) | (slabs.choose(ids) != backend))
 
         ids = await manager.coldest(count, keep)
-        where = np.full(len(ids), backend)
-        slots, words = slabs.find(ids, where)
+        slots, words = slabs.find(ids, np.full(len(ids), backend))
         manager.forget(ids)
         there = slots >= 0
-        slots, words = slots[there], words[there]
-        if not len(slots):
-            slots, words = await self._oldest_slots(backend, count)
-        got = slots[slabs.withdraw(np.full(len(slots), backend), slots, words)]
+        cold = Cold(slots[there], words[there], np.ascontiguousarray(ids[there]))
+        if not len(cold.slots):
+            cold = await self._oldest_slots(backend, count)
+        if not len(cold.slots):
+            return _NO_SLOTS
+        with self._system.collecting(cold.ids):
+            got = cold.slots[slabs.withdraw(np.full(len(cold.slots), backend), cold.slots, cold.words)]
         self.evicted += len(got)
         return got
 
@@ -173,34 +206,30 @@ class Room:
             return np.zeros(len(ids), dtype=np.bool_)
         return np.isin(_words(ids), _words(np.concatenate(moving)))
 
-    async def _oldest_slots(self, backend: int, count: int) -> tuple[I64, U64]:
+    async def _oldest_slots(self, backend: int, count: int) -> Cold:
         """Return stored slots that were not asked for for the longest time: what only other processes know of."""
-        slots, words = self._oldest[backend]
-        if not len(slots):
-            slots, words = await asyncio.to_thread(self._find_oldest, backend)
-        self._oldest[backend] = slots[count:], words[count:]
-        return slots[:count], words[:count]
+        cold = self._oldest[backend]
+        if not len(cold.slots):
+            cold = await asyncio.to_thread(self._find_oldest, backend)
+        self._oldest[backend] = cold.part(slice(count, None))
+        return cold.part(slice(count))
 
-    def _find_oldest(self, backend: int) -> tuple[I64, U64]:
+    def _find_oldest(self, backend: int) -> Cold:
         slab, per = self._slab(backend), self._slabs.geometry(backend).slots
         segments = np.flatnonzero(slab.memory.present).tolist()
         scans = [slab.scan(segment) for segment in segments]
         if not scans:
-            return _NO_SLOTS, _NO_WORDS
+            return _NOTHING
         states, ids, stamps = (np.concatenate(column) for column in zip(*scans, strict=True))
         numbers = np.concatenate([slab.geometry.first(segment) + np.arange(per) for segment in segments])
         words = self._slabs.words(np.full(len(numbers), backend), numbers)
         there = (states == STORED) & (stamps < stamp_now() - BUSY_S) & ~self.busy(ids)
         order = np.flatnonzero(there)[np.argsort(stamps[there], kind="stable")]
         order = order[: max(1, len(order) // 16)]
-        return numbers[order], words[order]
+        return Cold(numbers[order], words[order], ids[order])
 
 
 def _words(ids: U8) -> U64:
     """One word an id, so that sets of them are quickly compared: two that agree in it are taken for the same."""
     words = np.ascontiguousarray(ids).view("<u8")
     return np.asarray(words[:, 0] ^ (words[:, 1] * np.uint64(0x9E3779B97F4A7C15)))
-
-
-_NO_SLOTS: Final = np.zeros(0, dtype=np.int64)
-_NO_WORDS: Final = np.zeros(0, dtype=np.uint64)

@@ -38,7 +38,7 @@ class FoundSegment:
     why
         What is wrong with the first page, empty if nothing is.
     nbytes
-        Length of the file.
+        Length of the file; -1 if even that is not known.
     """
 
     number: int
@@ -93,7 +93,9 @@ class SegmentFiles:
         for i, number in enumerate(numbers):
             got, size = int(reads["result"][i]), int(stats["result"][i])
             if got < 0 or size < 0:
-                raise OSError(-min(got, size), os.strerror(-min(got, size)), segment_name(number))
+                why = f"it cannot be read: {os.strerror(-min(got, size))}"
+                found.append(FoundSegment(number, None, why, max(size, -1)))
+                continue
             page = pages[i, :got].tobytes()
             found.append(FoundSegment(number, *check_segment(page, self._slot_bytes, self._namespace, number), size))
         return found
@@ -177,7 +179,7 @@ class SegmentFiles:
         results = requests["result"]
         writes = (requests["opcode"] & rq.OP_MASK) == rq.OP_WRITE
         short = writes & (results >= 0) & (results != requests["length"].astype(np.int64))
-        failed = results[results < 0].tolist()
+        failed = results[(results < 0) & (results != -errno.ECANCELED)].tolist()  # these only follow from another
         return -failed[0] if failed else errno.ENOSPC if short.any() else 0
 
     async def _sync_names(self) -> int:

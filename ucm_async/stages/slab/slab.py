@@ -21,7 +21,7 @@ from .backend import SlabBackend
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, pack_checkpoint, unpack_checkpoint
 from .layout import SlabGeometry
 from .memory import SlabMemory
-from .recovery import Headers, Progress, fill, name_bad, read_headers
+from .recovery import Headers, Progress, drop_bad_twins, fill, name_bad, read_headers
 from .segments import FoundSegment, SegmentFiles
 
 __all__ = ["STORED", "TAKEN", "Slab"]
@@ -131,10 +131,13 @@ class Slab:
         bounds = [bound for bound in (config.posix_capacity_gb, config.namespace_quota_gb) if bound]
         space = int(min(bounds) * (1 << 30)) if bounds else self.backend.system.free_bytes(self.backend.root) + there
         slot_bytes = self._layout.file_bytes
-        geometry = next((one.geometry for one in found if one.geometry), SlabGeometry.for_space(slot_bytes, space))
+        geometry = next((one.geometry for one in found if one.geometry), None)
+        if geometry is None:  # the first pages are damaged, or there are none
+            longest = max((one.nbytes for one in found), default=0)
+            geometry = SlabGeometry.of_file(slot_bytes, longest) or SlabGeometry.for_space(slot_bytes, space)
         segments = max(1, space // geometry.segment_bytes)
-        if not bounds:
-            segments = min(segments, max(1, UNBOUNDED_SLOTS // geometry.slots))
+        if not bounds:  # others may free some of the file system, and it is what says that there is no more
+            segments = min(2 * segments + 1, max(1, UNBOUNDED_SLOTS // geometry.slots))
         return geometry, max(segments, *(one.number + 1 for one in found), 1) if found else segments
 
     async def _recover(self, found: list[FoundSegment], transfer: Transfer, progress: Progress | None) -> None:
@@ -146,7 +149,7 @@ class Slab:
             stored, self.recovered = Headers(checkpoint.slots, checkpoint.ids), "checkpoint"
         else:
             stored, self.recovered = await self._read(numbers, transfer, progress), "headers" if numbers else "nothing"
-        count = await asyncio.to_thread(fill, self.table, self.geometry, numbers, stored.slots, stored.ids)
+        count = await asyncio.to_thread(fill, self.table, self.geometry, numbers, stored)
         for number in numbers:
             self.memory.came(number)
         if numbers:
@@ -172,17 +175,15 @@ class Slab:
         if damaged and self._config.recover == "strict":
             told = "; ".join(f"segment {one.number}: {one.why or f'{one.nbytes} of {nbytes} bytes'}" for one in damaged)
             raise ConfigError(f"storage_backends: {str(self.backend.home)!r}: {told}; and recover is 'strict'")
-        lost: set[int] = set()
         for one in damaged:
-            if not one.nbytes:  # it was being removed
-                failed = await self.files.remove(one.number, transfer.pool)
-                lost.add(one.number)
-            else:
-                failed = await self.files.mend(self.geometry, one.number, transfer.pool)
             _log.warning("%s: segment %d: %s", self.backend.home, one.number, one.why or "it was cut short")
+            if one.nbytes == 0:  # it was being removed
+                failed = await self.files.remove(one.number, transfer.pool)
+            else:  # if that fails, its slots speak for themselves
+                failed = await self.files.mend(self.geometry, one.number, transfer.pool)
             if failed:
-                raise OSError(failed, os.strerror(failed), f"{self.backend.home}: segment {one.number}")
-        return [one for one in found if one.number not in lost]
+                _log.warning("%s: segment %d: %s", self.backend.home, one.number, os.strerror(failed))
+        return [one for one in found if one.nbytes != 0]
 
     async def _read(self, numbers: list[int], transfer: Transfer, progress: Progress | None) -> Headers:
         """Read the header of every slot."""
@@ -190,14 +191,15 @@ class Slab:
         try:
             segments = list(zip(numbers, fds, strict=True))
             found = await read_headers(segments, self.geometry, self._layout, self._namespace, transfer, progress)
+            await drop_bad_twins(found, dict(segments), self.geometry, self._namespace, transfer)
         finally:
             await asyncio.to_thread(self.close_segments, fds)
-        if found.bad:
-            told = name_bad(found.bad, str(self.backend.home))
+        if found.bad or len(found.unreadable):
+            told = name_bad(found, str(self.backend.home))
             if self._config.recover == "strict":
                 raise ConfigError(f"storage_backends: {told}; and recover is 'strict'")
-            _log.warning("%s; they count as free", told)
-            self.dropped = len(found.bad)
+            _log.warning("%s; the first count as free", told)
+            self.dropped = len(found.bad) + len(found.unreadable)
         return found
 
     # ---- descriptors; these block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,6 +23,8 @@ from .layout import GONE, PAGE_BYTES, SlabGeometry
 from .slab import Slab
 
 __all__ = ["ELSEWHERE", "PUBLISHED", "Place", "Slabs", "stamp_now"]
+
+_log = logging.getLogger("ucm_async.slab")
 
 PUBLISHED: Final = 0
 ELSEWHERE: Final = 1
@@ -127,6 +130,10 @@ class Slabs:
         """Return how the segments of a backend are cut."""
         return self._geometry[backend]
 
+    def slots_of(self, backend: I64) -> I64:
+        """Return how many slots a segment of each backend has: int64, the shape of `backend`."""
+        return np.asarray(self._slots[backend])
+
     # ---- descriptors
 
     @property
@@ -137,7 +144,7 @@ class Slabs:
 
     async def refresh(self) -> None:
         """Open segments that have come, and let go of those that went; costs next to nothing if there are none."""
-        while self._stale:
+        if self._stale:
             async with self._opening:
                 if self._stale:
                     await asyncio.to_thread(self._refresh)
@@ -147,22 +154,27 @@ class Slabs:
         for position, slab in enumerate(self.slabs):
             if slab is None:
                 continue
-            changes = slab.memory.changes
+            changes, whole = slab.memory.changes, True
             present = slab.memory.present.copy()
             for segment in np.flatnonzero(present != self._opened[position, : len(present)]).tolist():
                 self._retire(slab, position, segment)
-                if present[segment]:
-                    self._open(slab, position, segment)
+                if present[segment] and self._open(slab, position, segment):
                     self._opened[position, segment] = present[segment]
-            self._seen[position] = changes
+                whole &= present[segment] == self._opened[position, segment]
+            self._seen[position] = changes if whole else -1
 
-    def _open(self, slab: Slab, position: int, segment: int) -> None:
+    def _open(self, slab: Slab, position: int, segment: int) -> bool:
+        """Open a segment; what cannot be opened is tried again the next time."""
         try:
             if self._needs_buffered:
                 (self._buffered[position, segment],) = slab.open_segments([segment], buffered=True)
             (self._direct[position, segment],) = slab.open_segments([segment])
-        except FileNotFoundError:  # gone again; `changes` says so, or will
-            return
+        except OSError as error:
+            self._retire(slab, position, segment)
+            if not isinstance(error, FileNotFoundError):  # which is gone again
+                _log.warning("%s: segment %d cannot be opened: %s", slab.backend.home, segment, error.strerror)
+            return False
+        return True
 
     def _retire(self, slab: Slab, position: int, segment: int) -> None:
         """Take descriptors out of use; the kernel may still have requests that name them."""

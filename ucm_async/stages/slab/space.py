@@ -144,9 +144,12 @@ class SlabSpace:
         memory = self._by_place[place].memory
         await memory.acquire()
         try:
-            if not memory.present[segment] or not await self._seize(memory, segment):
+            if not memory.present[segment]:
                 return 0
-            return await self._remove_segment(place, segment)
+            slab = self._by_place[place]
+            with slab.backend.system.collecting((await asyncio.to_thread(slab.stored, [segment]))[1]):
+                seized = await self._seize(memory, segment)
+                return await self._remove_segment(place, segment) if seized else 0
         finally:
             await asyncio.to_thread(memory.release)
 

@@ -157,8 +157,15 @@ class SimulatedDisk:
             raise _error(errno.EISDIR, path)
         if isinstance(node, File) and flags & os.O_DIRECTORY:
             raise _error(errno.ENOTDIR, path)
+        if isinstance(node, File) and flags & os.O_TRUNC:
+            self._empty(node)
         node.opens += 1
         return OpenFile(node, flags)
+
+    def _empty(self, file: File) -> None:
+        file.truncate(0)
+        self.used_bytes -= file.reserved
+        file.reserved = 0
 
     def close(self, opened: OpenFile) -> None:
         """Close what was opened; its lock goes with it."""

@@ -18,6 +18,9 @@ __all__ = ["STEPS", "Plan", "Setting", "Step", "draw_plan"]
 STEPS: Final = 16
 """Steps of a plan, unless somebody says otherwise."""
 
+SEGMENT_PAGES: Final = 8
+"""A slab has a page before its slots; where space is short, a segment has one slot, and there are as many blocks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -63,6 +66,12 @@ class Setting:
     def bounded(self) -> bool:
         """Whether the stores have to keep within bounds of their own."""
         return bool(self.cap_bytes or self.quota_bytes)
+
+    def with_pages(self, pipeline: str) -> Setting:
+        """Return it with room for the first page of each segment, where the pipeline has slabs."""
+        more = SEGMENT_PAGES * 4096 if "Slab" in pipeline else 0
+        cap, quota = (bound + more if bound else 0 for bound in (self.cap_bytes, self.quota_bytes))
+        return replace(self, cap_bytes=cap, quota_bytes=quota, capacity_bytes=self.capacity_bytes + more)
 
     @property
     def block_bytes(self) -> int:

@@ -177,7 +177,7 @@ class SimulatedProcess(System):
 
     def _open_small(self, path: str, flags: int) -> OpenFile:
         opened = self.disk.open(self.disk.root, path, flags)
-        if isinstance(opened.node, File):
+        if isinstance(opened.node, File) and flags & os.O_CREAT:
             opened.node.small = True
         return opened
 

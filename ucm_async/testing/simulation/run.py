@@ -78,7 +78,7 @@ def run_seed(
     """
     generator = random.Random(seed)
     whole = draw_plan(generator, seed, max(steps, STEPS))
-    plan = Plan(seed, whole.setting, whole.steps[:steps])
+    plan = Plan(seed, whole.setting.with_pages(pipeline), whole.steps[:steps])
     return run_plan(plan, generator, pipeline=pipeline, strict=strict, digest=digest)
 
 

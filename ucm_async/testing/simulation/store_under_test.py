@@ -31,8 +31,17 @@ _AT_REST: Final = ("leased", "in_flight", "queued", "running", "waiting", "waiti
 """Counters that are zero in a store that has nothing to do, wherever they stand in its statistics."""
 
 
+LARGE_BYTES: Final = 1 << 40
+SLAB_SLOTS: Final = 64
+"""Of a store of slabs without a bound, on a disk without one: more than blocks need, so few that segments are small.
+"""
+
+
 def keys_of(setting: Setting, pipeline: str) -> dict[str, Any]:
     """Return the configuration of a store."""
+    cap_bytes = setting.cap_bytes
+    if "Slab" in pipeline and not setting.bounded and setting.capacity_bytes >= LARGE_BYTES:
+        cap_bytes = SLAB_SLOTS * (setting.block_bytes + 2 * PAGE_BYTES)
     return {
         "store_pipeline": pipeline,
         "storage_backends": [BACKEND],
@@ -46,7 +55,7 @@ def keys_of(setting: Setting, pipeline: str) -> dict[str, Any]:
         "queue_number": setting.queue_number,
         "queue_depth": setting.queue_depth,
         "partial_blocks_max": setting.partial_blocks_max,
-        "posix_capacity_gb": setting.cap_bytes / (1 << 30),
+        "posix_capacity_gb": cap_bytes / (1 << 30),
         "namespace_quota_gb": setting.quota_bytes / (1 << 30),
         "share_buffer_enable": False,
         "cache_buffer_capacity_gb": 2**-10,
