@@ -93,7 +93,7 @@ class StoreConfig:
         Whether loads and dumps share one queue in the Cache stage, so that loads wait behind dumps. For comparison
         only. Default False.
     posix_capacity_gb : float
-        Bytes the last stage may occupy on disk, over all backends; 0 (default): no cap.
+        Bytes the last stage, Posix or Slab, may occupy on disk, over all backends; 0 (default): no cap.
     namespace_quota_gb : float
         Bytes of these that this namespace may occupy; 0 (default): as many as it gets.
     space_watermark_gb : float
