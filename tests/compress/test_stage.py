@@ -43,10 +43,6 @@ class TestStage(CompressKeys, StageSuite):
     pass
 
 
-class TestStageOfForeignCodec(CompressKeys, StageSuite):
-    codec = "zstd"
-
-
 @pytest.mark.skipif(not NATIVE, reason="Slab needs the extension")
 class TestAboveSlab(CompressKeys, StageSuite):
     pipeline = "Compress|Slab"
