@@ -18,6 +18,8 @@ from ucm_async.testing.simulation.run import run_plan, run_seed
 SEEDS = int(os.environ.get("UCM_ASYNC_SEEDS", "600"))
 """The long form: ``UCM_ASYNC_SEEDS=10000``; or ``ucm-async simulate --seeds 10000``, which shows how far it is."""
 
+SLAB_SEEDS = SEEDS // 5
+
 PARTS = 6
 
 
@@ -26,6 +28,14 @@ PARTS = 6
 def test_promises_are_kept(part: int) -> None:
     for seed in range(part, SEEDS, PARTS):
         outcome = run_seed(seed)
+        assert not outcome.violation, f"{outcome.violation}\n{outcome.command}"
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(2))
+def test_slabs_keep_them_as_well(part: int) -> None:
+    for seed in range(part, SLAB_SEEDS, 2):
+        outcome = run_seed(seed, pipeline="Slab")
         assert not outcome.violation, f"{outcome.violation}\n{outcome.command}"
 
 

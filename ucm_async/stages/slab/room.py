@@ -159,6 +159,7 @@ class Room:
         failed = errno.EIO
         try:
             async with manager.changing():
+                await self._remove_stray(slab, place, number)
                 failed = await slab.files.create(geometry, number, self._transfer.pool)
                 if not failed:
                     manager.commit(place, nbytes)
@@ -175,6 +176,12 @@ class Room:
         await asyncio.to_thread(slab.table.add, geometry.first(number), geometry.slots)
         self.grown += 1
         return True
+
+    async def _remove_stray(self, slab: Slab, place: int, number: int) -> None:
+        """Remove a file that has the name of a segment and is none: who made it died before it told the others."""
+        about = await asyncio.to_thread(slab.backend.system.size_and_time, slab.files.path(number))
+        if about is not None and not await slab.files.remove(number, self._transfer.pool):
+            self._manager.removed(place, about[0])
 
     # ---- the coldest blocks
 

@@ -136,14 +136,16 @@ class SegmentFiles:
         return page, np.zeros(PAGE_BYTES, dtype=np.uint8), names
 
     async def mend(self, geometry: SlabGeometry, number: int, pool: Engine) -> int:
-        """Give a segment its length and its first page again: 0 or the errno of what failed."""
+        """Give a segment its length and its first page again: 0 or the errno of what failed.
+
+        Nothing is synced: if that failed, the kernel would forget what else it has not written of the segment.
+        """
         page, _, names = self._pages(geometry, number)
-        requests = rq.new_requests(5)
+        requests = rq.new_requests(4)
         requests["opcode"] = [
             rq.OP_OPEN,
             rq.OP_FALLOCATE | rq.FLAG_LINK | rq.FLAG_IF_WELL,
             rq.OP_WRITE | rq.FLAG_LINK | rq.FLAG_IF_WELL,
-            rq.OP_FDATASYNC | rq.FLAG_LINK | rq.FLAG_IF_WELL,
             rq.OP_CLOSE | rq.FLAG_LINK,
         ]
         requests["fd"][0] = self._backend.dirfd

@@ -67,12 +67,13 @@ class Walk:
         )
         self.disk.mkdir(self.disk.root, BACKEND)
         self.disk.sync(self.disk.open(self.disk.root, "/", os.O_RDONLY))
+        tight = setting.bounded or setting.capacity_bytes < NO_LIMIT  # there, slabs keep few incomplete blocks
         self._model = Model(
             setting.blocks,
             setting.shards,
             self.disk,
             self._loop.time,
-            keeps_shards=setting.partial_blocks_max >= setting.blocks,
+            keeps_shards=setting.partial_blocks_max >= setting.blocks and not (tight and "Slab" in pipeline),
             bounded=setting.bounded,
             strict=strict,
         )
