@@ -199,19 +199,23 @@ class Task:
         """Count a slice that came back; the last of them finishes the task."""
         self._slices_left -= 1
         if self._slices_left == 0:
+            self._stop_timer()
             self.memory.release()
             if self._finished is not None and not self._finished.done():
                 self._finished.set_result(None)
             self._on_finished(self)
 
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def settle(self, rest: Status) -> bool:
         """End the task: rows that are not in become `rest`. False if it had settled already."""
         if self._result is not None:
             return False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self.pending:
+            self._stop_timer()  # else it is stopped with the last slice, when whoever waits has gone on
             self._gate.close()  # from here on no thread is inside the caller's memory, and none enters
             status = self._work.copy()  # late rows still go to the original
             status[status == PENDING] = rest
