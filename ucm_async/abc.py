@@ -212,7 +212,9 @@ class Lower(Protocol):
     async def dump(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability) -> U8:
         """Dump from memory that the library owns; returns a status each row when all of them have settled."""
 
-    async def load_encoded(self, ids: U8, addresses: U64, row_bytes: int) -> tuple[U8, EncodedRows]:
+    async def load_encoded(
+        self, ids: U8, addresses: U64, row_bytes: int
+    ) -> tuple[U8, EncodedRows, Mapping[int, StoreError]]:
         """Load whole blocks as they are stored, into memory that the library owns.
 
         Parameters
@@ -230,12 +232,14 @@ class Lower(Protocol):
         encoded
             How to decode the rows that are OK, (n, shards). Their checksums are not compared yet: who decodes does
             that in the same pass, and calls `set_aside` for what is bad.
+        failures
+            Row -> why, of the rows that are not OK.
         """
 
     async def dump_encoded(
         self, ids: U8, shards: I64, addresses: U64, row_bytes: int, encoded: EncodedRows, durability: Durability
-    ) -> U8:
-        """Dump encoded rows from memory that the library owns; returns a status each row when all have settled.
+    ) -> tuple[U8, Mapping[int, StoreError]]:
+        """Dump encoded rows from memory that the library owns.
 
         Parameters
         ----------
@@ -246,6 +250,11 @@ class Lower(Protocol):
             says, up to the end of a page.
         encoded
             Shape (n, shards) for whole blocks, (n, 1) for shards.
+
+        Returns
+        -------
+        status, failures
+            When all have settled, as of `load_encoded`.
         """
 
     async def set_aside(self, ids: U8) -> None:

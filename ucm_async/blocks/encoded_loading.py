@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..abc import Batch
+from ..coding import EncodedRows
 from ..engines import requests as rq
 from ..engines.chains import ChainTable, addresses_of
 from ..engines.waits import completed
@@ -33,22 +34,27 @@ class EncodedReading(Generic[PlaceT]):
 
     Attributes
     ----------
-    rows
-        int64 (n,): rows of the batch.
+    rows, group
+        int64 (n,): rows of the batch; and 0, 1, …: each is a block.
     ids, place
         The blocks, and where they lie, as the stage has it.
     slots
         int64 (n,): where the headers go.
     chains
         Of four steps: lead, read, CHECKSUM of the header, end.
+    apart, spoilt
+        The blocks are read for the second time; rows to be read again, whose block was somewhere else by then.
     """
 
     batch: Batch
     rows: I64
+    group: I64
     ids: U8
     place: PlaceT
     slots: I64
     chains: ChainTable
+    apart: bool
+    spoilt: list[int] = field(default_factory=list)
 
 
 class EncodedBlockLoader(BlockLoader[PlaceT]):
@@ -67,34 +73,28 @@ class EncodedBlockLoader(BlockLoader[PlaceT]):
         heads = self.transfer.heads
         slots = await heads.lease(len(rows))
         try:
-            again = False
-            while len(rows):
+            for again in (False, True):
                 rows = await self._read_encoded(batch, rows, slots[: len(rows)], again=again)
-                again = True
+                if not len(rows):
+                    break
         finally:
             heads.release(slots)
 
     async def _read_encoded(self, batch: Batch, rows: I64, slots: I64, *, again: bool) -> I64:
-        """Read and report; returns the rows whose blocks were moved meanwhile, once."""
-        ids = np.ascontiguousarray(batch.ids[rows])
-        reading = EncodedReading(batch, rows, ids, self._locate(ids), slots, ChainTable(len(rows), 4))
+        """Read and report; returns the rows whose blocks were moved meanwhile, the first time."""
+        ids, every = np.ascontiguousarray(batch.ids[rows]), np.arange(len(rows))
+        reading = EncodedReading(batch, rows, every, ids, self._locate(ids), slots, ChainTable(len(rows), 4), again)
         self._put_chains(reading)
-        moved: list[int] = []
-        blocks = np.arange(len(rows))
+        blocks = self._present(reading)
         for attempt in range(ATTEMPTS_MAX):
+            if not len(blocks):
+                break
             table = reading.chains.rows(blocks)
             self._before_attempt(table, attempt)
             await completed(self.transfer.engine.submit(table.reshape(-1), reading.chains.steps))
             last = attempt == ATTEMPTS_MAX - 1
-            later = await self._judge_encoded(reading, blocks, table["result"], moved, last=last)
-            blocks = blocks[later]
-            if not len(blocks):
-                break
-        if again and moved:
-            self.transfer.counts["missing"] += len(moved)
-            batch.report(np.array(moved), Status.MISS)
-            moved = []
-        return np.array(moved, dtype=np.int64)
+            blocks = blocks[await self._judge_encoded(reading, blocks, table["result"], last=last)]
+        return np.array(reading.spoilt, dtype=np.int64)
 
     def _put_chains(self, reading: EncodedReading[PlaceT]) -> None:
         """Read header and shards with one request, up to the end of the file."""
@@ -119,50 +119,50 @@ class EncodedBlockLoader(BlockLoader[PlaceT]):
         counts["reads"] += len(reads)
 
     async def _judge_encoded(
-        self,
-        reading: EncodedReading[PlaceT],
-        blocks: I64,
-        results: npt.NDArray[np.int64],
-        moved: list[int],
-        *,
-        last: bool,
+        self, reading: EncodedReading[PlaceT], blocks: I64, results: npt.NDArray[np.int64], *, last: bool
     ) -> Bools:
-        """Report `blocks`, but collect the rows of moved ones; returns which deserve another attempt."""
-        opened, read = results[:, 0], results[:, READ_STEP]
-        headers = self.transfer.heads.view()[reading.slots[blocks], : used_bytes(self._layout.shards)]
-        ids = reading.ids[blocks]
-        check = check_encoded_headers(self._layout, headers, ids, self._namespace, results[:, HEADER_STEP], read)
-        there = (opened >= 0) & (read >= self._layout.header_bytes)
+        """Report `blocks`; bool, of their shape: True where another attempt may help."""
+        layout, opened, read = self._layout, results[:, 0], results[:, READ_STEP]
+        headers = self.transfer.heads.view()[reading.slots[blocks], : used_bytes(layout.shards)]
+        own = results[:, HEADER_STEP]
+        check = check_encoded_headers(layout, headers, reading.ids[blocks], self._namespace, own, read)
+        there = (opened >= 0) & (read >= layout.header_bytes)
         good = there & check.good
+        moved = np.array([self._moved(reading, block) for block in blocks.tolist()], dtype=np.bool_) & (read >= 0)
+        if moved.any():  # what was read may be of two blocks, and only checksums of shards would tell
+            self._look_again(reading, reading.rows[blocks[moved]])
+            good &= ~moved
         if good.any():
-            self.transfer.counts["bytes"] += int(read[good].sum())
-            encoded, rows = reading.batch.encoded, reading.rows[blocks[good]]
-            assert encoded is not None
-            encoded.put(rows, check.encoded.rows(good))
-            reading.batch.report(rows, Status.OK)
-            self._came(reading, blocks[good])
-        short = (opened >= 0) & (read >= 0) & ~good
-        later = np.zeros(len(blocks), dtype=np.bool_) if last else short | (opened == -errno.EAGAIN)
-        for i in np.flatnonzero(~good & ~later).tolist():
-            block, row = int(blocks[i]), reading.rows[blocks[i : i + 1]]
-            if opened[i] < 0:
-                status, error = self._unreachable(reading, block, -int(opened[i]))
-                self.transfer.counts["missing" if status == Status.MISS else "open_errors"] += 1
-                reading.batch.report(row, status, error)
-            elif self._moved(reading, block):
-                moved += row.tolist()
-            elif read[i] < 0:
-                self.transfer.counts["read_errors"] += 1
-                failure = BackendIOError.from_errno(-int(read[i]), "read")
-                reading.batch.report(row, Status.IO_ERROR, failure)
-            else:
-                why = check.why[i] if there[i] else f"the file is truncated: {read[i]} bytes"
-                await self._report_encoded_corrupt(reading, block, why)
+            self._hand_over(reading, blocks[good], check.encoded.rows(good), read[good])
+        short = (opened >= 0) & (read >= 0)
+        rest = ~good & ~moved
+        later = np.zeros(len(blocks), dtype=np.bool_) if last else rest & (short | (opened == -errno.EAGAIN))
+        for i in np.flatnonzero(rest & ~later).tolist():
+            why = check.why[i] if there[i] else f"the file is truncated: {read[i]} bytes"
+            await self._report_one(reading, int(blocks[i]), int(opened[i]), int(read[i]), why)
         return np.asarray(later)
 
-    async def _report_encoded_corrupt(self, reading: EncodedReading[PlaceT], block: int, why: str) -> None:
-        self.transfer.counts["corrupt"] += 1
-        failure = await self._set_aside(reading, block)
-        if failure:
-            why += f"; it could not be set aside: {failure}"
-        reading.batch.report(reading.rows[block : block + 1], Status.CORRUPT, CorruptError(why))
+    def _hand_over(self, reading: EncodedReading[PlaceT], blocks: I64, known: EncodedRows, read: I64) -> None:
+        """Report blocks that came, and what is known of them."""
+        encoded, rows = reading.batch.encoded, reading.rows[blocks]
+        assert encoded is not None
+        encoded.put(rows, known)
+        reading.batch.report(rows, Status.OK)
+        self.transfer.counts["bytes"] += int(read.sum())
+        self._came(reading, blocks)
+
+    async def _report_one(self, reading: EncodedReading[PlaceT], block: int, opened: int, read: int, why: str) -> None:
+        """Report a block that did not come, or is corrupt, which `why` tells; that is set aside."""
+        row, counts = reading.rows[block : block + 1], self.transfer.counts
+        if opened < 0:
+            status, error = self._unreachable(reading, block, -opened)
+            counts["missing" if status == Status.MISS else "open_errors"] += 1
+            reading.batch.report(row, status, error)
+        elif read < 0:
+            counts["read_errors"] += 1
+            reading.batch.report(row, Status.IO_ERROR, BackendIOError.from_errno(-read, "read"))
+        else:
+            counts["corrupt"] += 1
+            failure = await self._set_aside(reading, block)
+            why += f"; it could not be set aside: {failure}" if failure else ""
+            reading.batch.report(row, Status.CORRUPT, CorruptError(why))

@@ -59,6 +59,26 @@ class Located(Protocol[PlaceT_co]):
     def place(self) -> PlaceT_co:
         """Where the blocks lie, as the stage has it; by group, too."""
 
+    @property
+    def batch(self) -> Batch:
+        """Whose rows they are."""
+
+    @property
+    def rows(self) -> I64:
+        """Int64, shape (n,): rows of the batch."""
+
+    @property
+    def group(self) -> I64:
+        """Int64, shape (n,): the block of each row."""
+
+    @property
+    def apart(self) -> bool:
+        """The rows are read again, each for itself."""
+
+    @property
+    def spoilt(self) -> list[int]:
+        """Rows to be read again, if they are not read for the second time; to be appended to."""
+
 
 @dataclass(slots=True)
 class Reading(Generic[PlaceT]):
@@ -149,7 +169,7 @@ class BlockLoader(ABC, Generic[PlaceT]):
         Some of `reads` may be NOPs, which stay.
         """
 
-    def _present(self, reading: Reading[PlaceT]) -> I64:
+    def _present(self, reading: Located[PlaceT]) -> I64:
         """Report the rows of blocks that are known to be missing; returns the groups that are left."""
         return np.arange(len(reading.ids))
 
@@ -187,12 +207,12 @@ class BlockLoader(ABC, Generic[PlaceT]):
         for start in range(0, len(rows), step):
             spoilt += await self._load_rows(batch, rows[start : start + step], arena)
         step = max(1, self.transfer.arena.slots // 2)
-        for start in range(0, len(spoilt), step):
-            again = np.array(spoilt[start : start + step])
-            await self._load_rows(batch, again, self.transfer.arena, apart=True)
+        again = np.array(sorted(set(spoilt)), dtype=np.int64)  # they were noted as they came
+        for start in range(0, len(again), step):
+            await self._load_rows(batch, again[start : start + step], self.transfer.arena, apart=True)
 
     async def _load_rows(self, batch: Batch, rows: I64, arena: Arena, *, apart: bool = False) -> list[int]:
-        """Load rows, with one chain a block, or one a row if `apart`; returns those that another row's read spoilt."""
+        """Load rows, ascending, with one chain a block, or one a row if `apart`; returns those to be read again."""
         first, group = (np.arange(len(rows)),) * 2 if apart else group_rows(batch.ids[rows])
         slots = await arena.lease(len(first))
         reading: Reading[PlaceT] | None = None
@@ -407,14 +427,14 @@ class BlockLoader(ABC, Generic[PlaceT]):
             got, wanted = int(reads.sum()), int(reading.wanted[group].sum())
             await self._report_corrupt(reading, group, f"the file is truncated: {got} of {wanted} bytes could be read")
 
-    def _look_again(self, reading: Reading[PlaceT], rows: I64) -> None:
+    def _look_again(self, reading: Located[PlaceT], rows: I64) -> None:
         """Read rows again whose block was somewhere else by then; once, after that they are missing."""
         if reading.apart:
             self.transfer.counts["missing"] += len(rows)
             reading.batch.report(rows, Status.MISS)
         else:
             self.transfer.counts["moved"] += len(rows)
-            reading.spoilt += rows.tolist()
+            reading.spoilt.extend(rows.tolist())
 
     async def _compare(self, reading: Reading[PlaceT], groups: I64, results: npt.NDArray[np.int64]) -> None:
         """Hold checksums against what the headers say, and report."""

@@ -16,6 +16,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "slab": "slots of preallocated files against files of their own and a C program: dumps, loads, restart",
     "codecs": "every codec on your own bytes: ratio, speed, error",
     "space": "the cap under traffic, and what collection costs the loads beside it",
+    "compress": "the Compress stage against its codec and its disk, each alone",
     "policies": "hit ratios of the Cache's eviction policies over a workload",
 }
 """Each benchmark, whose module is ``bench_<name>`` here, and its line in the help."""

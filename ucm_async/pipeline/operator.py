@@ -15,7 +15,17 @@ from ..coding import EncodedRows
 from ..config import StoreConfig
 from ..engines.waits import completed
 from ..errors import StoreError
-from ..tasks import WHOLE_BLOCK, LaneName, Memory, Slice, SliceBatch, Task, cut_slices
+from ..tasks import (
+    WHOLE_BLOCK,
+    FailureSet,
+    LaneName,
+    Memory,
+    Slice,
+    SliceBatch,
+    Task,
+    TaskResult,
+    cut_slices,
+)
 from ..types import I64, U8, U64, Bools, Durability, Status
 from .lane import Lane
 
@@ -114,23 +124,27 @@ class Operator:
 
     async def load(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64) -> U8:
         """See `ucm_async.abc.Lower.load`."""
-        return await self._send("load", ids, shards, addresses, tuple(piece_sizes.tolist()))
+        return (await self._send("load", ids, shards, addresses, tuple(piece_sizes.tolist()))).status
 
     async def dump(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability) -> U8:
         """See `ucm_async.abc.Lower.dump`."""
-        return await self._send("dump", ids, shards, addresses, tuple(piece_sizes.tolist()), durability)
+        return (await self._send("dump", ids, shards, addresses, tuple(piece_sizes.tolist()), durability)).status
 
-    async def load_encoded(self, ids: U8, addresses: U64, row_bytes: int) -> tuple[U8, EncodedRows]:
+    async def load_encoded(
+        self, ids: U8, addresses: U64, row_bytes: int
+    ) -> tuple[U8, EncodedRows, Mapping[int, StoreError]]:
         """See `ucm_async.abc.Lower.load_encoded`."""
         whole = np.full(len(ids), WHOLE_BLOCK, dtype=np.int64)
         encoded = EncodedRows.zeros(len(ids), self._config.shards_per_block)
-        return await self._send("load", ids, whole, addresses, (row_bytes,), encoded=encoded), encoded
+        result = await self._send("load", ids, whole, addresses, (row_bytes,), encoded=encoded)
+        return result.status, encoded, result.failures
 
     async def dump_encoded(
         self, ids: U8, shards: I64, addresses: U64, row_bytes: int, encoded: EncodedRows, durability: Durability
-    ) -> U8:
+    ) -> tuple[U8, Mapping[int, StoreError]]:
         """See `ucm_async.abc.Lower.dump_encoded`."""
-        return await self._send("dump", ids, shards, addresses, (row_bytes,), durability, encoded)
+        result = await self._send("dump", ids, shards, addresses, (row_bytes,), durability, encoded)
+        return result.status, result.failures
 
     async def _send(
         self,
@@ -141,9 +155,10 @@ class Operator:
         piece_sizes: tuple[int, ...],
         durability: Durability = "stored",
         encoded: EncodedRows | None = None,
-    ) -> U8:
+    ) -> TaskResult:
         if not len(ids):
-            return np.zeros(0, dtype=np.uint8)
+            nothing = np.zeros(0, dtype=np.uint8)
+            return TaskResult(nothing, FailureSet(nothing, {}, ids, shards), settled=True)
         lane = self.load_lane if name == "load" else self.dump_lane
         memory = Memory(addresses, piece_sizes, direct=True)
         loop = asyncio.get_running_loop()
@@ -157,7 +172,7 @@ class Operator:
                 self._next_queue = (self._next_queue + 1) % lane.queues
                 await lane.put(unsent[0], self._next_queue)
                 unsent.popleft()
-            return (await task).status
+            return await task
         except asyncio.CancelledError:
             task.cancel()
             for one in unsent:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from ...tasks import group_blocks
 from ...types import I64, U8, U64, Bools, Status
 from .codecs import Context, codec_name, decode, failure_of
 from .lane import LaneMeans, live_rows
-from .units import Geometry, Units, distinct, in_order, parts_of
+from .units import Geometry, Units, distinct, in_order, parts_of, shares_of
 from .workers import all_of
 
 __all__ = ["Decoder"]
@@ -44,28 +46,32 @@ class Decoder:
     async def _load_part(self, batch: Batch, rows: I64, group: I64) -> None:
         """Load the rows of some blocks."""
         ids, group = distinct(batch.ids, rows, group)
-        decoding = _Decoding(self.means.geometry, batch, rows, group, ids)
+        decoding = Decoding(self.means.geometry, batch, rows, group, ids)
         slots = self.means.slots
         leased = await slots.lease(len(ids) * (2 if decoding.units.scattered else 1))
         try:
             decoding.bases = slots.address(leased[: len(ids)])
             decoding.staging = slots.address(leased[len(ids) :]) if decoding.units.scattered else None
             addresses = decoding.bases.reshape(-1, 1)
-            status, decoding.encoded = await self.means.lower.load_encoded(
+            status, decoding.encoded, failures = await self.means.lower.load_encoded(
                 ids, addresses, self.means.geometry.slot_bytes
             )
-            if self._choose(decoding, status).any():
-                await self.means.workers.run(decoding.run)
+            if self._choose(decoding, status, failures).any():
+                decoding.prepare()
+                shares = shares_of(len(ids), self.means.threads)
+                await all_of([self.means.workers.run(partial(decoding.run, share)) for share in shares])
                 await self._settle(decoding)
         finally:
             slots.release(leased)
 
-    def _choose(self, decoding: _Decoding, status: U8) -> Bools:
+    def _choose(self, decoding: Decoding, status: U8, failures: Mapping[int, StoreError]) -> Bools:
         """Report the rows of blocks that did not come, or are refused; returns which rows are to be decoded."""
         batch, rows, of_row = decoding.batch, decoding.rows, status[decoding.group]
         missing = of_row != Status.OK
         if missing.any():
-            batch.report(rows[missing], of_row[missing])
+            for g in np.flatnonzero((status != Status.OK) & (status != Status.MISS)).tolist():
+                batch.report(rows[decoding.group == g], Status(status[g]), failures[g])
+            batch.report(rows[missing], of_row[missing])  # the first report of a row counts
         chosen = ~missing & batch.live()[rows]
         batch.report(rows[~missing & ~chosen], Status.CANCELLED)
         lossy = chosen & decoding.encoded.lossy[decoding.group]
@@ -80,7 +86,7 @@ class Decoder:
         decoding.chosen = np.asarray(chosen)
         return decoding.chosen
 
-    async def _settle(self, decoding: _Decoding) -> None:
+    async def _settle(self, decoding: Decoding) -> None:
         """Report what was decoded; what is corrupt is set aside before anybody hears of it."""
         batch, rows = decoding.batch, decoding.rows
         good = decoding.rows_well()
@@ -100,7 +106,7 @@ class Decoder:
         batch.report(rows[bad], Status.CANCELLED)  # the rest: their gates had closed
 
 
-class _Decoding:
+class Decoding:
     """Some blocks on their way out of slots. Arrays of g are by block, arrays of u by shard of a row.
 
     Attributes
@@ -127,8 +133,8 @@ class _Decoding:
         )
         self._copied: Bools = np.ones(len(rows), dtype=np.bool_)
 
-    def run(self, context: Context) -> None:
-        """Decode everything; in a thread."""
+    def prepare(self) -> None:
+        """Write the codings."""
         self._which = np.flatnonzero(self.chosen[self.units.row])
         self.codings = codings = self.units.codings(self._which, self.staging, encode=False)
         at = self.units.group[self._which], self.units.shard[self._which]
@@ -138,11 +144,17 @@ class _Decoding:
         codings["parameters"] = self.encoded.parameters[at[0]]
         codings["flags"] = CODING_CHECKSUM
         self._expected = self.encoded.checksums[at]
-        decode(codings, context)
+
+    def run(self, blocks: range, context: Context) -> None:
+        """Decode the rows of some blocks; in a thread, while others do the same with others."""
+        start, stop = np.searchsorted(self.units.group[self._which], (blocks.start, blocks.stop)).tolist()
+        decode(self.codings[start:stop], context)
         if self.staging is not None:
-            copies = self.units.copies(self.staging, to_slots=False)
-            execute(copies[self.chosen].reshape(-1))
-            self._copied[self.chosen] = (copies["result"][self.chosen] >= 0).all(axis=1)
+            start, stop = np.searchsorted(self.group, (blocks.start, blocks.stop)).tolist()
+            rows = start + np.flatnonzero(self.chosen[start:stop])
+            copies = self.units.copies(rows, self.staging, to_slots=False)
+            execute(copies.reshape(-1))
+            self._copied[rows] = (copies["result"] >= 0).all(axis=1)
 
     def rows_well(self) -> Bools:
         """Bool (n,): rows that are in the caller's memory."""

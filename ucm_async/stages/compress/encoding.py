@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
 from ...abc import Batch
 from ...coding import CODING_BEHIND, CODING_CHECKSUM, RAW, Codings, EncodedRows
+from ...errors import StoreError
 from ...native import execute
 from ...tasks import WHOLE_BLOCK, group_blocks
-from ...types import I64, U8, U64, Bools, Durability, Status
+from ...types import I64, U8, U64, Bools, Status
 from .codecs import Codec, Context, failure_of, make_codec
 from .lane import LaneMeans, live_rows
-from .units import Geometry, Units, distinct, in_order, parts_of
+from .units import Geometry, Units, distinct, in_order, parts_of, shares_of
 from .workers import all_of
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from typing import Any
 
 __all__ = ["Encoder"]
 
@@ -40,6 +38,8 @@ class Encoder:
     async def dump(self, batch: Batch) -> None:
         """Take the rows of `batch` that are still wanted."""
         rows = live_rows(batch)
+        if batch.durability != "synced":
+            rows = await self._skip_stored(batch, rows)
         while len(rows):
             first, group = group_blocks(np.ascontiguousarray(batch.ids[rows]))
             rows, group = in_order(rows, group)
@@ -49,87 +49,93 @@ class Encoder:
             rows = np.sort(np.concatenate(again))
             rows = rows[batch.live()[rows]]
 
+    async def _skip_stored(self, batch: Batch, rows: I64) -> I64:
+        """Report the rows of blocks that are stored already: encoding is dear, asking is not. Returns the others."""
+        if not len(rows):
+            return rows
+        first, group = group_blocks(np.ascontiguousarray(batch.ids[rows]))
+        stored = await self.means.lower.lookup(np.ascontiguousarray(batch.ids[rows[first]]))
+        if not stored.any():
+            return rows
+        self.means.counts["already_stored"] += int(stored.sum())
+        batch.report(rows[stored[group]], Status.OK)
+        return rows[~stored[group]]
+
     async def _dump_part(self, batch: Batch, rows: I64, group: I64) -> I64:
         """Dump the rows of some blocks; returns those of blocks that a task gave up, which others may want."""
         ids, group = distinct(batch.ids, rows, group)
-        if batch.durability != "synced":
-            rows, group, ids = await self._skip_stored(batch, rows, group, ids)
-            if not len(rows):
-                return rows
-        encoding = _Encoding(self.means.geometry, batch, rows, group, ids)
-        slots = self.means.slots
-        leased = await slots.lease(len(ids) * (2 if encoding.units.scattered else 1))
+        means = self.means
+        encoding = Encoding(means.geometry, batch, rows, group, ids)
+        leased = await means.slots.lease(len(ids) * (2 if encoding.units.scattered else 1))
         try:
-            encoding.bases = slots.address(leased[: len(ids)])
-            encoding.staging = slots.address(leased[len(ids) :]) if encoding.units.scattered else None
-            await self.means.workers.run(lambda context: encoding.run(self._codec, self._plain, context))
+            encoding.prepare(means.slots.address(leased))
+            shares = shares_of(len(ids), means.threads)
+            await all_of(
+                [means.workers.run(partial(encoding.run, share, self._codec, self._plain)) for share in shares]
+            )
             return await self._hand_on(encoding)
         finally:
-            slots.release(leased)
+            means.slots.release(leased)
 
-    async def _skip_stored(self, batch: Batch, rows: I64, group: I64, ids: U8) -> tuple[I64, I64, U8]:
-        """Report the rows of blocks that are stored already: encoding is dear, asking is not. Returns the others."""
-        stored = await self.means.lower.lookup(ids)
-        if not stored.any():
-            return rows, group, ids
-        self.means.counts["already_stored"] += int(stored.sum())
-        batch.report(rows[stored[group]], Status.OK)
-        rest = ~stored[group]
-        return rows[rest], (np.cumsum(~stored) - 1)[group[rest]], np.ascontiguousarray(ids[~stored])
-
-    async def _hand_on(self, encoding: _Encoding) -> I64:
+    async def _hand_on(self, encoding: Encoding) -> I64:
         """Dump below what was encoded, and report; returns the rows of blocks that a closed gate has kept."""
-        encoding.judge(self.means)
-        again = encoding.rows[encoding.cancelled[encoding.group]]
-        sending: list[Coroutine[Any, Any, None]] = []
-        if (encoding.complete & ~encoding.failed).any():
-            sending.append(self._send_blocks(encoding))
-        if (~encoding.complete & ~encoding.failed).any():
-            sending.append(self._send_shards(encoding))
+        self._report_failures(encoding)
+        good = ~encoding.failed
+        sending = []
+        if (good & encoding.complete).any():
+            sending.append(self._send_blocks(encoding, np.flatnonzero(good & encoding.complete)))
+        if (good & ~encoding.complete).any():
+            sending.append(
+                self._send_shards(encoding, np.flatnonzero((good & ~encoding.complete)[encoding.unit_group]))
+            )
         if sending:
             await all_of(sending)
-        return again
+        return encoding.rows[encoding.cancelled[encoding.group]]
 
-    async def _send_blocks(self, encoding: _Encoding) -> None:
-        blocks = np.flatnonzero(encoding.complete & ~encoding.failed)
+    def _report_failures(self, encoding: Encoding) -> None:
+        """Report the blocks that could not be encoded, which are a mistake of ours."""
+        for g, unit in encoding.judge().items():
+            self.means.counts["encode_errors"] += 1
+            failure = failure_of(encoding.codings[unit])
+            encoding.batch.report(encoding.rows[encoding.group == g], Status.IO_ERROR, failure)
+
+    async def _send_blocks(self, encoding: Encoding, blocks: I64) -> None:
+        """Dump whole blocks, packed."""
         encoded = encoding.packed(blocks, lossy=not self._codec.lossless)
         whole = np.full(len(blocks), WHOLE_BLOCK, dtype=np.int64)
-        status = await self._send(encoding, encoding.ids[blocks], whole, encoding.bases[blocks], encoded)
-        of_block = np.full(len(encoding.ids), Status.OK, dtype=np.uint8)
-        of_block[blocks] = status
-        mine = np.isin(encoding.group, blocks)
-        encoding.batch.report(encoding.rows[mine], of_block[encoding.group[mine]])
+        ids, addresses = encoding.ids[blocks], encoding.bases[blocks]
+        row_bytes = self.means.geometry.slot_bytes
+        status, failures = await self._send(encoding.batch, ids, whole, addresses, encoded, row_bytes)
+        encoding.report(blocks, status, failures, encoding.group)
 
-    async def _send_shards(self, encoding: _Encoding) -> None:
-        units = np.flatnonzero(~(encoding.complete | encoding.failed)[encoding.unit_group])
-        group, shard = encoding.unit_group[units], encoding.unit_shard[units]
+    async def _send_shards(self, encoding: Encoding, units: I64) -> None:
+        """Dump single shards."""
         encoded = encoding.apart(units, lossy=not self._codec.lossless)
+        ids, shards = encoding.ids[encoding.unit_group[units]], encoding.unit_shard[units]
         addresses = encoding.codings["target"][units]
-        status = await self._send(encoding, encoding.ids[group], shard, addresses, encoded)
-        of_unit = np.full(len(encoding.codings), Status.OK, dtype=np.uint8)
-        of_unit[units] = status
-        mine = np.isin(encoding.unit_of_row, units)
-        encoding.batch.report(encoding.rows[mine], of_unit[encoding.unit_of_row[mine]])
+        row_bytes = self.means.geometry.shard_size
+        status, failures = await self._send(encoding.batch, ids, shards, addresses, encoded, row_bytes)
+        encoding.report(units, status, failures, encoding.unit_of_row)
 
-    async def _send(self, encoding: _Encoding, ids: U8, shards: I64, addresses: U64, encoded: EncodedRows) -> U8:
+    async def _send(
+        self, batch: Batch, ids: U8, shards: I64, addresses: U64, encoded: EncodedRows, row_bytes: int
+    ) -> tuple[U8, Mapping[int, StoreError]]:
         counts = self.means.counts
         counts["shards"] += encoded.codecs.size
         counts["raw_shards"] += int((encoded.codecs == RAW).sum())
         counts["raw_bytes"] += encoded.codecs.size * self.means.geometry.shard_size
         counts["stored_bytes"] += int(encoded.lengths.sum())
-        durability: Durability = encoding.batch.durability
-        ids, addresses = np.ascontiguousarray(ids), addresses.reshape(-1, 1)
-        row_bytes = self.means.geometry.slot_bytes if shards[0] < 0 else self.means.geometry.shard_size
-        return await self.means.lower.dump_encoded(ids, shards, addresses, row_bytes, encoded, durability)
+        lower = self.means.lower
+        return await lower.dump_encoded(ids, shards, addresses.reshape(-1, 1), row_bytes, encoded, batch.durability)
 
 
-class _Encoding:
+class Encoding:
     """Some blocks on their way into slots. Arrays of g are by block, arrays of u by distinct shard.
 
     Attributes
     ----------
     rows, group, unit_of_row
-        Of the batch: (n,); the last one is that of a row's first shard.
+        Rows of the batch, (n,), ascending by block; the last one is that of a row's first shard.
     ids
         (g, 16).
     bases, staging
@@ -147,9 +153,8 @@ class _Encoding:
     def __init__(self, geometry: Geometry, batch: Batch, rows: I64, group: I64, ids: U8) -> None:
         self._geometry = geometry
         self.batch, self.rows, self.group, self.ids = batch, rows, group, ids
-        self.units = Units(
-            geometry, batch.piece_sizes, batch.addresses[rows], batch.shards[rows], batch.gates[rows], group
-        )
+        pieces, shards, gates = batch.addresses[rows], batch.shards[rows], batch.gates[rows]
+        self.units = Units(geometry, batch.piece_sizes, pieces, shards, gates, group)
         keys = self.units.group * geometry.shards + self.units.shard
         distinct_keys, self._which, unit = np.unique(keys, return_index=True, return_inverse=True)
         self.unit_group, self.unit_shard = np.divmod(distinct_keys, geometry.shards)
@@ -158,61 +163,71 @@ class _Encoding:
         self.failed: Bools = np.zeros(len(ids), dtype=np.bool_)
         self.cancelled: Bools = np.zeros(len(ids), dtype=np.bool_)
 
-    # ---- in a thread
-
-    def run(self, codec: Codec, plain: Codec, context: Context) -> None:
-        """Encode everything."""
-        if self.staging is not None:
-            copies = self.units.copies(self.staging, to_slots=True)
-            execute(copies.reshape(-1))
-            shut_out = (copies["result"] < 0).any(axis=1)
-            self.cancelled[self.group[shut_out]] = True
-        self.codings = self._codings(np.arange(len(self._which)))
-        codec.encode(self.codings, context)
-        bulky = np.flatnonzero(np.isin(self.unit_group, self._bulky()))
-        if len(bulky):  # as it is: not a page would be saved
-            again = self._codings(bulky)
-            plain.encode(again, context)
-            self.codings[bulky] = again
-
-    def _codings(self, units: I64) -> Codings:
-        """Codings of distinct shards; those of a whole block one behind another."""
-        out = self.units.codings(self._which[units], self.staging, encode=True)
-        group, shard = self.unit_group[units], self.unit_shard[units]
-        behind = self.complete[group] & (shard > 0)
-        out["target"] = self.bases[group] + (shard * self._geometry.shard_size).astype(np.uint64)
+    def prepare(self, slots: U64) -> None:
+        """Write the codings, into `slots`, as many as blocks, or twice as many if shards are scattered."""
+        blocks = len(self.ids)
+        self.bases, self.staging = slots[:blocks], slots[blocks:] if self.units.scattered else None
+        self.codings = out = self.units.codings(self._which, self.staging, encode=True)
+        behind = self.complete[self.unit_group] & (self.unit_shard > 0)  # whole blocks are packed
+        out["target"] = self.bases[self.unit_group] + (self.unit_shard * self._geometry.shard_size).astype(np.uint64)
         out["flags"] = np.where(behind, CODING_BEHIND | CODING_CHECKSUM, CODING_CHECKSUM)
-        return out
 
-    def _bulky(self) -> I64:
-        """Return the whole blocks that take as many pages as they did."""
-        stored = np.bincount(self.unit_group, np.maximum(self.codings["result"], 0), len(self.ids))
-        shrunk = np.bincount(self.unit_group, self.codings["codec"] != RAW, len(self.ids)) > 0
-        well = np.bincount(self.unit_group, self.codings["result"] < 0, len(self.ids)) == 0
-        return np.flatnonzero(self.complete & shrunk & well & (stored > self._geometry.slot_bytes - PAGE))
+    def run(self, blocks: range, codec: Codec, plain: Codec, context: Context) -> None:
+        """Encode some of the blocks; in a thread, while others do the same with others."""
+        if self.staging is not None:
+            start, stop = np.searchsorted(self.group, (blocks.start, blocks.stop)).tolist()
+            copies = self.units.copies(slice(start, stop), self.staging, to_slots=True)
+            execute(copies.reshape(-1))
+            self.cancelled[self.group[start:stop][(copies["result"] < 0).any(axis=1)]] = True
+        start, stop = np.searchsorted(self.unit_group, (blocks.start, blocks.stop)).tolist()
+        codings = self.codings[start:stop]
+        before = codings.copy()
+        codec.encode(codings, context)
+        for at in self._bulky(
+            codings, self.unit_group[start:stop] - blocks.start, self.complete[blocks.start : blocks.stop]
+        ):
+            codings[at] = before[at]
+            plain.encode(codings[at], context)
 
-    # ---- on the loop
+    def _bulky(self, codings: Codings, group: I64, complete: Bools) -> list[slice]:
+        """Return where the shards of whole blocks are that took as many pages as before: not a page would be saved."""
+        result = codings["result"]
+        stored = np.bincount(group, np.maximum(result, 0), len(complete))
+        shrunk = np.bincount(group, codings["codec"] != RAW, len(complete)) > 0
+        well = np.bincount(group, result < 0, len(complete)) == 0
+        bulky = np.flatnonzero(complete & shrunk & well & (stored > self._geometry.slot_bytes - PAGE))
+        ends = np.searchsorted(group, bulky, side="right").tolist()
+        return [slice(end - self._geometry.shards, end) for end in ends]
 
-    def judge(self, means: LaneMeans) -> None:
-        """Find out which blocks were not encoded, and report those that never will be."""
-        bad = self.codings["result"] < 0
-        gone = self.codings["result"] == -errno.ECANCELED
-        self.cancelled[self.unit_group[gone]] = True
-        self.failed |= self.cancelled
-        for unit in np.flatnonzero(bad & ~gone).tolist():
-            g = int(self.unit_group[unit])
-            if not self.failed[g]:
-                self.failed[g] = True
-                means.counts["encode_errors"] += 1
-                failure = failure_of(self.codings[unit])
-                self.batch.report(self.rows[self.group == g], Status.IO_ERROR, failure)
+    def judge(self) -> dict[int, int]:
+        """Note what was not encoded; returns blocks that never will be, and a shard of each that says why."""
+        result = self.codings["result"]
+        bad = np.flatnonzero(result < 0)
+        gone = result[bad] == -errno.ECANCELED
+        self.cancelled[self.unit_group[bad[gone]]] = True
+        self.failed = self.cancelled.copy()
+        wrong = {int(self.unit_group[unit]): unit for unit in bad[~gone].tolist()}
+        wrong = {g: unit for g, unit in wrong.items() if not self.failed[g]}
+        self.failed[list(wrong)] = True
+        return wrong
+
+    def report(self, sent: I64, status: U8, failures: Mapping[int, StoreError], of_row: I64) -> None:
+        """Report the rows whose block, or shard, was sent; `of_row` has that of each row."""
+        for i in np.flatnonzero(status != Status.OK).tolist():
+            self.batch.report(self.rows[of_row == sent[i]], Status(status[i]), failures[i])
+        good = np.zeros(int(of_row.max()) + 1, dtype=np.bool_)
+        good[sent[status == Status.OK]] = True
+        self.batch.report(self.rows[good[of_row]], Status.OK)
 
     def packed(self, blocks: I64, *, lossy: bool) -> EncodedRows:
         """Return what is known of whole blocks."""
-        units = np.flatnonzero(np.isin(self.unit_group, blocks))
-        codings = self.codings[units].reshape(len(blocks), -1)
-        offsets = (codings["target"] - self.bases[blocks, None]).astype(np.int64)
-        return _known(codings, offsets, lossy=lossy)
+        codings = self.codings
+        if len(blocks) < len(self.ids):
+            chosen = np.zeros(len(self.ids), dtype=np.bool_)
+            chosen[blocks] = True
+            codings = codings[chosen[self.unit_group]]
+        codings = codings.reshape(len(blocks), -1)
+        return _known(codings, (codings["target"] - self.bases[blocks, None]).astype(np.int64), lossy=lossy)
 
     def apart(self, units: I64, *, lossy: bool) -> EncodedRows:
         """Return what is known of single shards."""
@@ -221,17 +236,13 @@ class _Encoding:
 
 
 def _known(codings: Codings, offsets: I64, *, lossy: bool) -> EncodedRows:
+    # Parameters are those of a shard that shrank; a header of a block that has none does not say them.
+    some = (codings["codec"] != RAW).argmax(axis=1)
     return EncodedRows(
-        codecs=np.ascontiguousarray(codings["codec"]),
+        codecs=codings["codec"].copy(),
         offsets=offsets,
-        lengths=np.ascontiguousarray(codings["result"]),
-        checksums=np.ascontiguousarray(codings["checksum"]),
-        parameters=_parameters(codings),
+        lengths=codings["result"].copy(),
+        checksums=codings["checksum"].copy(),
+        parameters=codings["parameters"][np.arange(len(codings)), some],
         lossy=np.full(len(codings), lossy),
     )
-
-
-def _parameters(codings: Codings) -> U8:
-    """Of each row, those of a shard that shrank: blocks that did not have none."""
-    some = (codings["codec"] != RAW).argmax(axis=1)
-    return np.ascontiguousarray(codings["parameters"][np.arange(len(codings)), some])

@@ -17,10 +17,10 @@ from .workers import Workers
 
 __all__ = ["LaneMeans"]
 
-PART_BYTES_MIN: Final = 1 << 20
-"""What a part costs on the loop, some 0.3 ms, must be little beside what its thread does meanwhile."""
+PART_BYTES_MIN: Final = 2 << 20
+"""What a part costs on the loop, here and below, must be little beside what the threads do meanwhile."""
 
-PART_BYTES_MAX: Final = 8 << 20
+PART_BYTES_MAX: Final = 32 << 20
 """So that the first bytes of a large batch are soon with the disk, or with the caller."""
 
 
@@ -49,9 +49,9 @@ class LaneMeans:
     counts: Counter[str] = field(default_factory=Counter)
 
     def part_blocks(self, blocks: int, slots_a_block: int) -> int:
-        """Return how many blocks of a batch go together: enough parts for every thread, if they are worth it."""
+        """Return how many blocks of a batch go together: half, so that threads and disk are busy at a time."""
         block_bytes = self.geometry.slot_bytes
-        wanted = -(-blocks // (2 * self.threads))
+        wanted = -(-blocks // 2)
         wanted = min(max(wanted, PART_BYTES_MIN // block_bytes), max(1, PART_BYTES_MAX // block_bytes))
         most = self.slots.slots // 2 // slots_a_block  # others wait for slots, too
         return max(1, min(wanted, most))

@@ -137,14 +137,12 @@ class CompressStage(Stage):
 
 
 def _make_codec(config: StoreConfig) -> Codec:
+    parts, part_bytes = config.compress_parts, config.compress_part_bytes
     try:
-        layout = Layout(
-            config.dtype,
-            config.compress_parts,
-            config.compress_tokens,
-            config.compress_channels,
-            config.compress_part_bytes,
-        )
+        layout = Layout(config.dtype, parts, config.compress_tokens, config.compress_channels, part_bytes)
+    except ConfigError as error:
+        raise ConfigError(f"compress_{error}") from error
+    try:
         return make_codec(config.compress_codec, layout)
     except (ConfigError, UnknownNameError) as error:
         raise type(error)(f"compress_codec: {error}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from ...engines.chains import copy_requests
 from ...tasks import Cuts, cut_row
 from ...types import I64, U8, U64
 
-__all__ = ["Geometry", "Units"]
+__all__ = ["Geometry", "Units", "distinct", "in_order", "parts_of", "shares_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +79,15 @@ class Units:
         out["source_length"] = out["target_length"] = self._geometry.shard_size
         return out
 
-    def copies(self, staging: U64, *, to_slots: bool) -> rq.Requests:
-        """Return the copies between the caller's pieces and `staging`, shape (n, runs)."""
-        start = np.maximum(self._shards, 0) * self._geometry.shard_size
+    def copies(self, rows: Any, staging: U64, *, to_slots: bool) -> rq.Requests:
+        """Return the copies between the caller's pieces of some rows and `staging`, shape (rows, runs)."""
+        start = np.maximum(self._shards[rows], 0) * self._geometry.shard_size
         return copy_requests(
             rq.OP_MOVE,
             self._cuts,
-            slots=staging[self._group] + start.astype(np.uint64),
-            pieces=self._pieces,
-            gates=self._gates,
+            slots=staging[self._group[rows]] + start.astype(np.uint64),
+            pieces=self._pieces[rows],
+            gates=self._gates[rows],
             to_slots=to_slots,
         )
 
@@ -100,6 +102,13 @@ def parts_of(group: I64, blocks: int, step: int) -> list[slice]:
     """Cut rows whose groups ascend into runs of at most `step` blocks each."""
     edges = np.searchsorted(group, np.arange(0, blocks, step)).tolist()
     return [slice(start, stop) for start, stop in zip(edges, [*edges[1:], len(group)], strict=True)]
+
+
+def shares_of(blocks: int, jobs: int) -> list[range]:
+    """Cut blocks into at most `jobs` runs, as even as can be."""
+    jobs = min(jobs, blocks)
+    edges = [blocks * i // jobs for i in range(jobs + 1)]
+    return [range(start, stop) for start, stop in pairwise(edges)]
 
 
 def distinct(ids: U8, rows: I64, group: I64) -> tuple[U8, I64]:

@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from ...abc import Batch
+from ...blocks.encoded_loading import EncodedBlockLoader
 from ...blocks.layout import BlockLayout
-from ...blocks.loading import BlockLoader, Located, Reading
+from ...blocks.loading import Located
 from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...engines.arena import Arena
@@ -30,7 +31,7 @@ class Touch(Protocol):
     def __call__(self, ids: U8, weight: float) -> None: ...
 
 
-class Loader(BlockLoader[Place]):
+class Loader(EncodedBlockLoader[Place]):
     """Brings batches from the slots of several backends."""
 
     def __init__(
@@ -51,6 +52,11 @@ class Loader(BlockLoader[Place]):
         await self._slabs.refresh()
         return await super()._load_rows(batch, rows, arena, apart=apart)
 
+    async def load_encoded(self, batch: Batch) -> None:
+        """See `EncodedBlockLoader.load_encoded`."""
+        await self._slabs.refresh()
+        await super().load_encoded(batch)
+
     def _locate(self, ids: U8) -> Place:
         return self._slabs.place_to_read(ids)
 
@@ -61,7 +67,7 @@ class Loader(BlockLoader[Place]):
         reads["fd"] = place.fds[owner]
         reads["offset"] += self._slabs.offsets(place.backend, place.slots)[owner]
 
-    def _present(self, reading: Reading[Place]) -> I64:
+    def _present(self, reading: Located[Place]) -> I64:
         place = reading.place
         here = place.fds >= 0
         if here.all():

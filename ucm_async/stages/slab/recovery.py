@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from ...blocks.header import CHECKSUM_FROM, HEADER, check_headers, used_bytes
+from ...blocks.encoded_header import check_encoded_headers
+from ...blocks.header import CHECKSUM_FROM, HEADER, used_bytes
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
 from ...engines import requests as rq
@@ -136,7 +137,8 @@ def _judge(pages: U8, slots: I64, whole: Bools, sums: I64, layout: BlockLayout, 
     """Tell slots that hold a block from those that hold none, and from those that hold something else."""
     head = pages[:, : HEADER.itemsize].view(HEADER)[:, 0]
     ids = np.ascontiguousarray(head["block_id"])
-    check = check_headers(pages, ids, namespace, layout.shard_size, sums)
+    everything = np.full(len(ids), layout.file_bytes)
+    check = check_encoded_headers(layout, pages, ids, namespace, sums, everything)  # which takes plain ones, too
     good = check.good & whole
     empty = (head["magic"] == GONE) | ~pages.any(axis=1)
     bad = {int(slots[i]): check.why.get(i, "it is cut short") for i in np.flatnonzero(~good & ~empty).tolist()}

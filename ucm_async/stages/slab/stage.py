@@ -53,6 +53,7 @@ class SlabStage(Stage):
 
     name: ClassVar[str] = "Slab"
     needs_lower: ClassVar[bool | None] = False
+    takes_encoded: ClassVar[bool] = True
 
     def __init__(self, config: StoreConfig, lower: Lower | None, progress: Progress | None = None) -> None:
         super().__init__(config, lower)
@@ -188,7 +189,7 @@ class SlabStage(Stage):
 
     async def load(self, batch: Batch) -> None:
         """See `ucm_async.abc.Stage.load`."""
-        await self._loader.load(batch)
+        await (self._loader.load(batch) if batch.encoded is None else self._loader.load_encoded(batch))
 
     async def dump(self, batch: Batch) -> None:
         """See `ucm_async.abc.Stage.dump`."""
