@@ -8,7 +8,7 @@ divergence, nats a token).
 Needs torch and transformers, and a directory with a causal language model that transformers can load; with ``--gguf``
 its weights are read from a GGUF file there::
 
-    pip install ucm-async torch transformers gguf
+    pip install ucm-async torch transformers gguf accelerate
     python examples/next_token_agreement.py MODEL_DIRECTORY [--gguf model.gguf] [--text FILE]
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
         told = [
             {"codec": codec} | compare(control, go_on(model, restored, tokens, context)) | {"ratio": ratio}
             for codec in args.codec or CODECS
-            for restored, ratio in [ucm.run(through_store(layers, codec))]
+            for restored, ratio in [through_store(layers, codec)]
         ]
     about = {"context": context, "tokens_compared": args.follow}
     if args.json:
@@ -108,29 +108,30 @@ def compare(control: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
     return {"agreement": float(same), "divergence": float(divergence)}
 
 
-async def through_store(
+def through_store(
     layers: list[tuple[torch.Tensor, torch.Tensor]], codec: str
 ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], float]:
     """Dump a cache through ``Compress|Posix``, load it again, and tell the ratio of what was stored."""
     blocks = to_blocks(layers)
+    back = np.empty_like(blocks)
     _, heads, _, channels = layers[0][0].shape
-    part = BLOCK_TOKENS * heads * channels * 2
-    ids = ucm.block_ids(range(len(blocks)))
-    with tempfile.TemporaryDirectory() as directory:
-        async with ucm.open_store(
-            "Compress|Posix",
-            storage_backends=[directory],
-            block_size=blocks.shape[1],
-            compress_codec=codec,
-            compress_parts="kv",  # keys and values of a layer, then those of the next one
-            compress_tokens=BLOCK_TOKENS,
-            compress_channels=channels,
-            compress_part_bytes=part,  # heads x tokens x channels
-        ) as store:
+    layout = {
+        "compress_parts": "kv",  # keys and values of a layer, then those of the next one
+        "compress_tokens": BLOCK_TOKENS,
+        "compress_channels": channels,
+        "compress_part_bytes": BLOCK_TOKENS * heads * channels * 2,
+    }
+
+    async def there_and_back(directory: str) -> float:
+        keys = {"storage_backends": [directory], "block_size": blocks.shape[1], "compress_codec": codec}
+        ids = ucm.block_ids(range(len(blocks)))
+        async with ucm.open_store("Compress|Posix", **keys, **layout) as store:
             (await store.dump(ids, None, blocks)).raise_for_failures()
-            back = np.empty_like(blocks)
             (await store.load(ids, None, back)).raise_for_failures()
-            ratio = store.statistics().pipeline["Compress"]["stage"]["ratio"]
+            return float(store.statistics().pipeline["Compress"]["stage"]["ratio"])
+
+    with tempfile.TemporaryDirectory() as directory:
+        ratio = ucm.run(there_and_back(directory))
     return from_blocks(back, layers), ratio
 
 

@@ -35,8 +35,8 @@ def test_huffman_of_several_chunks(context: Context) -> None:
 
 @pytest.mark.parametrize("length", [256, 70_000, 70_001])
 def test_packed(length: int, context: Context) -> None:
-    raw = np.ascontiguousarray(kv_blocks()[1][:length])
-    raw.view(np.uint8)[1000:1100] = 0
+    raw = kv_blocks()[1][:length].copy()
+    raw[1000:1100] = 0
     stored = encode(make_codec("packed"), raw, context)
     assert stored.codec == c.PACKED
     assert reference.packed(stored.payload, length, 1) == raw.tobytes()

@@ -28,9 +28,10 @@ ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float8_e4m3": 1, "floa
 
 @lru_cache(maxsize=1)
 def kv_blocks() -> U8:
-    """Real KV blocks, bf16: uint8, shape (8, BLOCK_BYTES)."""
+    """Real KV blocks, bf16: uint8, shape (8, BLOCK_BYTES), read-only: tests of other processes have the same ones."""
     with resources.as_file(resources.files("ucm_async.bench") / "data" / "kv_smollm2_bf16.npy") as path:
         blocks: U8 = np.load(path).view(np.uint8).reshape(8, BLOCK_BYTES)
+    blocks.flags.writeable = False
     return blocks
 
 
