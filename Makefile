@@ -31,7 +31,7 @@ test: $(INSTALLED)-test
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 simulate: $(INSTALLED)-test
-	$(PY) -m ucm_async.cli simulate --seeds $(or $(SEEDS),10000)
+	$(PY) -m ucm_async.cli simulate --seeds $(or $(SEEDS),10000) --jobs $(or $(JOBS),$(shell nproc))
 
 lint: $(INSTALLED)-lint
 	$(PY) -m ruff check .

@@ -72,7 +72,7 @@ class StoreConfig:
     queue_depth : int
         Slices an inbox holds; a full one slows its caller down. Default 64.
     slice_bytes : int
-        Bytes above which a task is cut into further slices. Default 64 MiB.
+        Bytes above which a task is cut into further slices. Default 128 MiB.
     task_max : int
         Tasks under way at a time; the rows of one above that settle as BUSY. Default 4096.
     staging_buffer_gb : float
@@ -157,7 +157,7 @@ class StoreConfig:
     io_threads: int = 8
     queue_number: int = 4
     queue_depth: int = 64
-    slice_bytes: int = 64 << 20
+    slice_bytes: int = 128 << 20
     task_max: int = 4096
     staging_buffer_gb: float = 0.125
     unique_id: str = ""

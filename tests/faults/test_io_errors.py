@@ -455,3 +455,19 @@ async def finish(store: ucm.Store, ids: Array) -> None:
     await quiet(store)
     names = [name for name in files_below(home(store)) if not name.startswith("quarantine")]
     assert len(names) == len(ids)
+
+
+async def test_rows_that_are_read_again_keep_their_places(store: ucm.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order it was noted that they are to be read again."""
+    assert (await store.dump(IDS[1:2], None, content(IDS[1:2]))).ok.all()
+    loader = stage_of(store)._loader
+    really = loader._load_rows
+
+    async def spoilt_at_first(batch: Any, rows: Any, arena: Any, *, apart: bool = False) -> list[int]:
+        return await really(batch, rows, arena, apart=True) if apart else rows[::-1].tolist()
+
+    monkeypatch.setattr(loader, "_load_rows", spoilt_at_first)
+    out = poisoned(2)
+    result = await store.load(IDS[:2], None, out)
+    assert statuses(result) == [Status.MISS, Status.OK]
+    assert (out[1] == content(IDS[1:2])[0]).all()

@@ -19,6 +19,17 @@ def test_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert told["seeds_a_minute"] > 0
 
 
+def test_several_processes_find_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for jobs in ("1", "2"):
+        assert main(["simulate", "--seeds", "60", "--jobs", jobs, "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    for one in told:
+        del one["seconds"], one["seeds_a_minute"]
+    assert told[0] == told[1]
+    assert told[0]["seeds"] == 60
+
+
 def test_one_seed_again_and_again(capsys: pytest.CaptureFixture[str]) -> None:
     digests = []
     for _ in range(2):

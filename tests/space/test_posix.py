@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ucm_async import Status
 from ucm_async.engines import sharedmemory
 from ucm_async.errors import ConfigError
 from ucm_async.space.collector import STEP_BLOCKS
+from ucm_async.space.ledger import EXACT
 
 from .support import (
     BLOCK,
@@ -350,3 +352,29 @@ async def test_the_watermark(tmp_path: Path) -> None:
 def _free(place: Path) -> int:
     about = os.statvfs(place)
     return about.f_bavail * about.f_frsize
+
+
+async def test_a_file_that_cannot_be_seen_is_not_counted_as_nothing(tmp_path: Path) -> None:
+    """After a crash, one size of many could not be read: then nothing is exact, and it is counted again."""
+    async with ucm.open_store("Posix", **keys(tmp_path)) as store:
+        assert (await dump(store, 0, 20)).all()
+        space = stage_of(store)._space
+        whole = space.files.stat_paths
+        asked = 0
+
+        async def once(*them: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            sizes = await whole(*them)
+            if asked == 1:
+                sizes[0] = -errno.EIO
+            return sizes
+
+        space.files.stat_paths = once  # type: ignore[method-assign]
+        ledger = space.manager._ledgers[0]
+        ledger._words[ledger._account, EXACT] = 0
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await space.manager.counted()
+        while not ledger.exact:
+            await asyncio.sleep(0.01)
+        await check_usage(store, tmp_path)

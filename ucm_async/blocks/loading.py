@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
@@ -206,12 +207,12 @@ class BlockLoader(ABC, Generic[PlaceT]):
         for start in range(0, len(rows), step):
             spoilt += await self._load_rows(batch, rows[start : start + step], arena)
         step = max(1, self.transfer.arena.slots // 2)
-        for start in range(0, len(spoilt), step):
-            again = np.array(spoilt[start : start + step])
-            await self._load_rows(batch, again, self.transfer.arena, apart=True)
+        again = np.array(sorted(set(spoilt)), dtype=np.int64)  # they were noted as they came
+        for start in range(0, len(again), step):
+            await self._load_rows(batch, again[start : start + step], self.transfer.arena, apart=True)
 
     async def _load_rows(self, batch: Batch, rows: I64, arena: Arena, *, apart: bool = False) -> list[int]:
-        """Load rows, with one chain a block, or one a row if `apart`; returns those that another row's read spoilt."""
+        """Load rows, ascending, with one chain a block, or one a row if `apart`; returns those to be read again."""
         first, group = (np.arange(len(rows)),) * 2 if apart else group_rows(batch.ids[rows])
         slots = await arena.lease(len(first))
         reading: Reading[PlaceT] | None = None
@@ -360,6 +361,8 @@ class BlockLoader(ABC, Generic[PlaceT]):
     def _patience_s(self, batch: Batch, groups: int) -> float:
         """How long to wait for stragglers before what is in is handed on: half of the time left, again and again."""
         left = batch.patience_s()
+        if left == math.inf and not batch.live().any():
+            return 0.0  # nobody waits any more: only for what the kernel still has are slots kept
         return max(left if groups == 1 else left / 2, PATIENCE_S_MIN)
 
     def _keep_only(self, reading: Reading[PlaceT], groups: I64) -> None:

@@ -15,6 +15,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "cache": "the Cache: hits, index, sharing between processes, loads beside dumps",
     "slab": "slots of preallocated files against files of their own and a C program: dumps, loads, restart",
     "codecs": "every codec on your own bytes: ratio, speed, error",
+    "space": "the cap under traffic, and what collection costs the loads beside it",
     "compress": "the Compress stage against its codec and its disk, each alone",
     "policies": "hit ratios of the Cache's eviction policies over a workload",
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +24,9 @@ __all__ = ["add_arguments", "run"]
 _EXIT_FAILED: Final = 1
 _FAILURES_MAX: Final = 20
 """Failures that are kept for the report; so many seeds say what there is to say."""
+
+_SEEDS_A_JOB: Final = 50
+"""A second or two: what a process is started for, and what is lost when a failure ends the run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strict", action="store_true", help="a dump that finds a copy torn by a power cut must not call it stored"
     )
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
+    parser.add_argument(
+        "--jobs", type=positive_int, default=1, metavar="N", help="processes side by side (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the seeds; returns the exit code."""
-    logging.getLogger("ucm_async").setLevel(logging.CRITICAL)  # of faults there are enough
     alone = args.seed is not None
     seeds = range(args.seed, args.seed + 1) if alone else range(args.first, args.first + args.seeds)
     failures: list[Outcome] = []
@@ -51,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     count, simulated_s, began_s = 0, 0.0, time.monotonic()
     outcome = None
     with _progress(len(seeds)) as advance:
-        for seed in seeds:
-            outcome = _run_one(args, seed, digest=alone)
+        for outcome in _outcomes(args, seeds, digest=alone):
             count += 1
             struck += outcome.struck
             simulated_s += outcome.simulated_s
@@ -79,11 +85,29 @@ def run(args: argparse.Namespace) -> int:
     return _EXIT_FAILED if failures else 0
 
 
-def _run_one(args: argparse.Namespace, seed: int, *, digest: bool) -> Outcome:
+def _outcomes(args: argparse.Namespace, seeds: range, *, digest: bool) -> Iterator[Outcome]:
+    """Run seeds, in their order; in several processes if that was asked for."""
+    parts = [seeds[at : at + _SEEDS_A_JOB] for at in range(0, len(seeds), _SEEDS_A_JOB)]
+    if args.jobs == 1 or len(parts) == 1:
+        for seed in seeds:
+            yield from _run_some(args, range(seed, seed + 1), digest=digest)
+        return
+    context = multiprocessing.get_context("spawn")  # a copy of this process would have its threads' locks, too
+    executor = ProcessPoolExecutor(min(args.jobs, len(parts)), context)
+    try:
+        for future in [executor.submit(_run_some, args, part, digest=digest) for part in parts]:
+            yield from future.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _run_some(args: argparse.Namespace, seeds: range, *, digest: bool) -> list[Outcome]:
     from ..testing.simulation.plan import STEPS  # noqa: PLC0415  (the other commands need not import this)
     from ..testing.simulation.run import run_seed  # noqa: PLC0415
 
-    return run_seed(seed, steps=args.steps or STEPS, pipeline=args.pipeline, strict=args.strict, digest=digest)
+    logging.getLogger("ucm_async").setLevel(logging.CRITICAL)  # of faults there are enough
+    steps = args.steps or STEPS
+    return [run_seed(seed, steps=steps, pipeline=args.pipeline, strict=args.strict, digest=digest) for seed in seeds]
 
 
 @contextmanager

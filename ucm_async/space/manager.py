@@ -350,6 +350,7 @@ class SpaceManager(AsyncResource):
             if await self._all_paused(ledger):
                 owners = await asyncio.to_thread(ledger.owners)
                 stored, unfinished = await self._user.count(place, owners)
+                self._count_error = None
         except OSError as error:
             self._count_error = error
             _log.warning("%s: its files could not be counted: %s", self._places[place].root, error)

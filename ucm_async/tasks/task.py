@@ -217,7 +217,7 @@ class Task:
             status[status == PENDING] = rest
         else:
             status = self._work
-        status.flags.writeable = False
+        status.setflags(write=False)
         settled = self.pending == 0 or not self.memory.direct
         self._result = TaskResult(status, FailureSet(status, self._errors, self.ids, self.shards), settled)
         if settled:

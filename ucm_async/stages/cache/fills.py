@@ -14,8 +14,9 @@ from .waiting import Waiting
 
 __all__ = ["PARTS_AT_A_TIME", "PART_BYTES", "Filler", "cut_parts"]
 
-PART_BYTES: Final = 8 << 20
-"""Blocks of a batch are asked for in parts of about so much: what is in can be delivered while the rest is read."""
+PART_BYTES: Final = 16 << 20
+"""Blocks of a batch are asked for in parts of about so much: what is in can be delivered while the rest is read. With
+smaller ones, processes that wait for the same blocks are woken so often that they hold each other up."""
 
 PARTS_AT_A_TIME: Final = 3
 """Parts that a batch has under way: while one is delivered the others keep the disk busy."""

@@ -272,7 +272,20 @@ class LoadQueue:
         if failed.any():
             loading.tasks.create_task(self._fail(loading, groups[failed], reason[failed].astype(np.uint8)))
         if again.any():
-            loading.tasks.create_task(self._bring(loading, groups[again]))
+            self._take_up(loading, groups[again])
+
+    def _take_up(self, loading: _Loading, groups: I64) -> None:
+        """Start to deliver blocks that others have read, and to bring those that are gone again."""
+        slots = np.empty(len(groups), dtype=np.int64)
+        self._table.lease(np.ascontiguousarray(loading.ids[groups]), slots)
+        there = slots >= 0
+        leased, gone = groups[there], groups[~there]
+        if len(leased):
+            loading.slots[leased] = slots[there]
+            loading.held[leased] = _LEASED
+            loading.tasks.create_task(self._deliver(loading, leased))
+        if len(gone):
+            loading.tasks.create_task(self._bring(loading, gone))
 
     async def _fail(self, loading: _Loading, groups: I64, status: U8) -> None:
         """Report blocks that could not be read as a whole; single shards of them may still be readable."""

@@ -1,9 +1,8 @@
 """The short way of one small block: everything that is the same every time is written down beforehand.
 
 An idle store answers a load of one block in little more than the disk takes. There is no time for arrays of one row
-then: a hundred small numpy calls cost as much as the read. So a few chains stand ready, with their slots; a load
-fills in a path and an address, hands the chain to the engine, and in the end compares the header with the one that
-must be there, byte by byte.
+then: a hundred small numpy calls cost as much as the read. So a few chains stand ready, with their slots and with the
+arrays of the native calls that fill them in and look at what became of them.
 
 What is not as it should be (missing, damaged, short, to be opened from a cold disk) goes the ordinary way, which
 finds out why.
@@ -19,13 +18,14 @@ from typing import Final
 import numpy as np
 
 from ...abc import SmallLoad
-from ...blocks.header import CHECKSUM_FROM, HEADER, header_template, used_bytes
+from ...blocks.header import header_template
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...engines.arena import Arena
-from ...native import block_paths
+from ...native import LoadChains, block_paths
 from ...space import WEIGHT_LOAD
+from ...tasks import cut_row
 from ...types import U8, U64
 from .backend import Backend
 from .known import KnownBlocks
@@ -38,77 +38,48 @@ CHAINS: Final = 32
 
 BLOCK_BYTES_MAX: Final = 128 << 10
 _WORDS: Final = rq.REQUEST.itemsize // 8
-_FD, _OFFSET, _ADDRESS, _LENGTH, _GATE, _RESULT = range(_WORDS)
-_OPEN, _READ, _HEAD, _COPY = range(4)
+_OFFSET, _ADDRESS = 1, 2
+"""Words of a request; the first one holds opcode and descriptor."""
+
+_OPEN: Final = rq.OP_OPEN | rq.FLAG_CACHED
+_READ: Final = rq.OP_READ | rq.FLAG_LINK
+_CLOSE: Final = rq.OP_CLOSE | rq.FLAG_LINK
+_WHOLE: Final = np.full(1, -1, dtype=np.int64)
 
 
 class _Chain:
-    """OPEN, READ, CHECKSUM of the header, a COPY for each shard, CLOSE; and the header that must be found."""
+    """OPEN, READ, CHECKSUM of the header, a COPY for each shard, CLOSE; and what its native calls take."""
 
-    def __init__(self, layout: BlockLayout, namespace: bytes, base: int, header: memoryview) -> None:
-        shards = layout.shards
-        self.steps = _COPY + shards + 1
+    def __init__(self, layout: BlockLayout, native: LoadChains, base: int) -> None:
+        self._native = native
+        self._runs = cut_row((layout.block_size,), layout.shard_size).runs
+        self._sizes = np.array([layout.block_size])
+        self._bases = np.array([base], dtype=np.uint64)
+        self._gates = np.zeros(1, dtype=np.uint64)
+        self._wanted = np.zeros(1, dtype=np.int64)
+        self.steps = 4 + len(self._runs)
         self.requests = rq.new_requests(self.steps)
-        self.path = np.zeros(PATH_BYTES, dtype=np.uint8)
         self._words = self.requests.view(np.uint8).data.cast("Q")
-        self._results = self.requests.view(np.uint8).data.cast("q")
-        self._found = header
-        self._expected = bytearray(header_template(namespace, layout.shard_size, shards))
-        self._checksums_at = [HEADER.itemsize + 24 * shard + 16 for shard in range(shards)]
-        table = self.requests
-        table["opcode"] = [
-            rq.OP_OPEN | rq.FLAG_CACHED,
-            rq.OP_READ | rq.FLAG_LINK,
-            rq.OP_CHECKSUM | rq.FLAG_IF_WELL,
-            *[rq.OP_COPY | rq.FLAG_IF_WELL] * shards,
-            rq.OP_CLOSE | rq.FLAG_LINK,
-        ]
-        table["address"][_OPEN] = self.path.ctypes.data
-        table["address"][_READ] = base
-        table["length"][_READ] = layout.file_bytes
-        table["address"][_HEAD] = base + CHECKSUM_FROM
-        table["length"][_HEAD] = used_bytes(shards) - CHECKSUM_FROM
-        copies = table[_COPY : _COPY + shards]
-        copies["offset"] = base + layout.header_bytes + layout.shard_size * np.arange(shards)
-        copies["length"] = layout.shard_size
-        self._wanted = layout.file_bytes
-        self._shards = shards
-        self._shard_size = layout.shard_size
+        self._path = np.zeros(PATH_BYTES, dtype=np.uint8)
+        self._path_at = self._path.ctypes.data
+        self.ids: U8 = np.zeros((1, 16), dtype=np.uint8)
 
-    def fill(self, ids: U8, dirfd: int, flags: int, target: int, gate: int) -> None:
-        """Write down what is different this time."""
-        block_paths(ids, self.path)
+    def fill(self, ids: U8, dirfd: int, flags: int, addresses: U64, gate: int) -> None:
+        """Write down the load of a block."""
+        self.ids = ids
+        self._gates[0] = gate
+        self._native.write(
+            self.requests, self._wanted, None, _WHOLE, self._bases, addresses, self._sizes, self._gates, self._runs
+        )
+        block_paths(ids, self._path)
         words = self._words
-        words[0] = (rq.OP_OPEN | rq.FLAG_CACHED) | dirfd << 32
-        words[_OFFSET] = flags
-        at = _COPY * _WORDS
-        for _ in range(self._shards):
-            words[at + _ADDRESS] = target
-            words[at + _GATE] = gate
-            target += self._shard_size
-            at += _WORDS
-        self._expected[16:32] = ids.data.cast("B")
-
-    @property
-    def ids(self) -> U8:
-        """The block that was asked for last: uint8, shape (1, 16)."""
-        return np.frombuffer(self._expected, dtype=np.uint8, count=16, offset=16).reshape(1, 16).copy()
+        words[0], words[_OFFSET], words[_ADDRESS] = _OPEN | dirfd << 32, flags, self._path_at
+        words[_WORDS] = _READ
+        words[-_WORDS] = _CLOSE
 
     def came_well(self) -> bool:
         """Tell whether the block was read, is what it should be, and lies in the caller's memory."""
-        results = self._results
-        if results[_READ * _WORDS + _RESULT] != self._wanted:
-            return False
-        expected = self._expected
-        expected[8:12] = results[_HEAD * _WORDS + _RESULT].to_bytes(4, "little")
-        at = _COPY * _WORDS + _RESULT
-        for place in self._checksums_at:
-            checksum = results[at]
-            if checksum < 0:
-                return False
-            expected[place : place + 4] = checksum.to_bytes(4, "little")
-            at += _WORDS
-        return self._found == expected
+        return self._native.all_good(self.requests, self._wanted, self.ids, _WHOLE, self._bases, self._runs)
 
 
 class ExpressLoads:
@@ -135,9 +106,14 @@ class ExpressLoads:
         self._arena = Arena(layout.file_bytes, CHAINS)
         slots = np.arange(CHAINS)
         bases = self._arena.address(slots).tolist()
-        view = self._arena.view()
-        heads = [memoryview(view[slot])[: used_bytes(layout.shards)].toreadonly() for slot in slots.tolist()]
-        self._chains = [_Chain(layout, namespace, *slot) for slot in zip(bases, heads, strict=True)]
+        native = LoadChains(
+            header_template(namespace, layout.shard_size, layout.shards),
+            layout.header_bytes,
+            layout.shard_size,
+            layout.block_size,
+            0,
+        )
+        self._chains = [_Chain(layout, native, base) for base in bases]
         self._idle = list(self._chains)
 
     def in_transfer(self) -> list[U8]:
@@ -160,7 +136,7 @@ class ExpressLoads:
             return False
         chain = self._idle.pop()
         removals = self._known.removals
-        chain.fill(ids, dirfd, self._flags[backend], int(one.addresses[0, 0]), one.gate)
+        chain.fill(ids, dirfd, self._flags[backend], one.addresses, one.gate)
 
         def done() -> None:
             well = chain.came_well()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -186,6 +188,9 @@ class BlockSpace:
             names = await asyncio.to_thread(_list, backend, directories[start : start + DIRECTORIES_AT_ONCE])
             if names:
                 sizes = await self._sizes(place, names)
+                unseen = sizes[(sizes < 0) & (sizes != -errno.ENOENT)]
+                if len(unseen):
+                    raise OSError(-int(unseen[0]), os.strerror(-int(unseen[0])), str(backend.root))
                 stored += int(sizes[sizes > 0].sum())
                 damaged = [n for n, size in zip(names, sizes.tolist(), strict=True) if not self._is_block(n, size)]
                 self.damaged += len(damaged)

@@ -124,6 +124,7 @@ _WEIGHTS: Final = {
     "dump": 22,
     "scatter": 8,
     "load": 30,
+    "crowd": 6,
     "lookup": 6,
     "prefix": 3,
     "delete": 5,
@@ -152,7 +153,7 @@ def draw_plan(generator: random.Random, seed: int, steps: int = STEPS) -> Plan:
 
 _KINDS: Final[dict[str, Callable[[random.Random], FaultRates]]] = {
     "calm": lambda _: FaultRates(),
-    "slow": lambda generator: FaultRates(slow=0.1 * generator.random()),
+    "slow": lambda generator: FaultRates(slow=0.3 * generator.random()),
     "errors": lambda generator: FaultRates(
         slow=0.02,
         read_error=0.4 * generator.random(),
@@ -207,8 +208,8 @@ def _draw_step(generator: random.Random, setting: Setting, kind: str) -> list[St
         process=generator.randrange(setting.processes),
         pause_s=generator.choice((0.0, 0.0, 1e-5, 1e-4, 1e-3)) * generator.random(),
     )
-    if verb == "scatter":
-        return _scatter(generator, setting, step)
+    if verb in ("scatter", "crowd"):
+        return (_scatter if verb == "scatter" else _crowd)(generator, setting, step)
     if verb in ("dump", "load"):
         return [_draw_rows(generator, setting, step)]
     if verb in ("lookup", "prefix", "delete"):
@@ -259,6 +260,15 @@ def _draw_patience(generator: random.Random) -> dict[str, Any]:
     if chance < 0.8:
         return {"timeout_s": generator.choice((0.0, 2e-4, 2e-3)) * generator.random()}
     return {"cancel_s": generator.choice((0.0, 2e-4, 1e-3)) * generator.random()}
+
+
+def _crowd(generator: random.Random, setting: Setting, step: Step) -> list[Step]:
+    """Give up a load whose reads are under way, and load as much again and again: the next ones take other slots."""
+    everything = tuple(range(setting.blocks))
+    stored = replace(step, verb="dump", blocks=everything)
+    load = replace(step, verb="load", blocks=everything, pause_s=1e-4)
+    gives_up = replace(load, timeout_s=2e-4 + 1e-3 * generator.random(), pause_s=2e-3)
+    return [stored, replace(step, verb="join"), gives_up, load, load, load]
 
 
 def _scatter(generator: random.Random, setting: Setting, step: Step) -> list[Step]:
