@@ -31,7 +31,10 @@ __all__ = [
 
 EXIT_FOUND: Final = 1
 
-LAYOUTS: Final = {"posix": "ucm_async.stages.posix.survey:PosixSurvey"}
+LAYOUTS: Final = {
+    "posix": "ucm_async.stages.posix.survey:PosixSurvey",
+    "slab": "ucm_async.stages.slab.survey:SlabSurvey",
+}
 """Who knows each layout: module and class, which takes the directory of a namespace."""
 
 _WIDTH: Final = 150

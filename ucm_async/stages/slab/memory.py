@@ -15,6 +15,9 @@ take that knows that it has died.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -111,6 +114,17 @@ class SlabMemory:
             self._shared.unlock(_TABLE_LOCK)
         self._turn.release()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock `TABLE`, without a loop: for tools. Blocks until it is free."""
+        while not self._memory().lock(_TABLE_LOCK):
+            time.sleep(POLL_S)
+        try:
+            yield
+        finally:
+            if self._shared is not None:
+                self._shared.unlock(_TABLE_LOCK)
+
     def _memory(self) -> SharedMemory:
         assert self._shared is not None, "the memory was closed"
         return self._shared
@@ -205,6 +219,11 @@ class SlabMemory:
             if hasattr(self, "table"):
                 del self.table, self._remover
             shared.close()
+
+    @property
+    def owners(self) -> list[int]:
+        """Numbers of the stores that are open, or were when they died."""
+        return [number for number in np.flatnonzero(self._owners).tolist() if number <= OWNERS_MAX]
 
     # ---- the dead
 
