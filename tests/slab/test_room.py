@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import ucm_async as ucm
 from ucm_async import Status
+from ucm_async.engines.system import System
+from ucm_async.stages.slab import slab
+from ucm_async.stages.slab.memory import SlabMemory
 
 from .support import GIB, SLOT, check, content, data_files, disk_usage, dump, keys, slot_counts, stage_statistics
 
@@ -54,6 +58,54 @@ async def test_segments_come_as_they_are_needed(tmp_path: Path) -> None:
         assert (await dump(store, 100, 100)).all()
         assert await used(store, tmp_path) == 5 * one
         assert slot_counts(store)["stored"] == 125
+
+
+def neighbour(directory: Path) -> SlabMemory:
+    """What another process has of a store's memory. Blocks."""
+    (path,) = directory.glob("*/slab/lock")
+    return SlabMemory(System(), path)
+
+
+async def test_nobody_waits_for_a_stopped_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dumps get the slots of cold blocks in place of a new segment, and closing goes on; nothing is lost by that."""
+    monkeypatch.setattr(slab, "CLOSE_PATIENCE_S", 0.1)
+    store = await ucm.open_store("Slab", **keys(tmp_path))
+    assert (await dump(store, 0, 20)).all()
+    free = slot_counts(store)["free"]
+    other = await asyncio.to_thread(neighbour, tmp_path)
+    assert await other.acquire(1)  # and it is stopped now
+    try:
+        assert (await dump(store, 100, free + 5)).all()
+        assert slot_counts(store)["free"] == 0
+        assert len(await asyncio.to_thread(data_files, tmp_path)) == 1
+        await store.aclose()
+    finally:
+        other.release()
+        other.close()
+    async with ucm.open_store("Slab", **keys(tmp_path)) as store:
+        assert (await check(store, 100, free + 5)).all()
+        assert (await dump(store, 200, free + 5)).all()
+        assert len(await asyncio.to_thread(data_files, tmp_path)) > 1
+
+
+async def test_a_cancelled_wait_for_the_lock_leaves_it_to_others(tmp_path: Path) -> None:
+    async with ucm.open_store("Slab", **keys(tmp_path)):
+        one, other = [await asyncio.to_thread(neighbour, tmp_path) for _ in range(2)]
+        for turns in range(6):
+            waiting = asyncio.ensure_future(one.acquire(10))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if waiting.cancel():
+                await asyncio.wait([waiting])
+                assert waiting.cancelled()
+            else:
+                assert waiting.result()
+                one.release()
+            assert await other.acquire(0)
+            assert not await one.acquire(0)
+            other.release()
+        one.close()
+        other.close()
 
 
 async def test_the_cap_is_kept_and_the_coldest_go(tmp_path: Path) -> None:

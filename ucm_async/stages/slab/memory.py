@@ -26,12 +26,13 @@ import numpy.typing as npt
 
 from ...engines.sharedmemory import SharedMemory
 from ...engines.system import System
+from ...engines.waits import completed
 from ...errors import ConfigError
 from ...native import SlotTable
 from ...types import I64, U8, U64
 from .layout import SlabGeometry
 
-__all__ = ["OWNERS_MAX", "SlabMemory"]
+__all__ = ["LOCK_PATIENCE_S", "OWNERS_MAX", "SlabMemory"]
 
 MAGIC: Final = int.from_bytes(b"UCMSLABT", "little")
 VERSION: Final = 1
@@ -46,6 +47,9 @@ _SEGMENTS_AT: Final = _OWNERS_AT + 256
 # Bytes that locks are named by, far behind the end of the file.
 _TABLE_LOCK: Final = 1 << 40
 _OWNER_LOCKS: Final = 2 << 40
+
+LOCK_PATIENCE_S: Final = 0.5
+"""So long a dump or the collector waits for the lock; then it does without a new segment, or with one more."""
 
 POLL_S: Final = 0.002
 """Who waits for the lock looks so often: the lock may be held for seconds, and a thread should not be."""
@@ -98,15 +102,29 @@ class SlabMemory:
 
     # ---- the lock
 
-    async def acquire(self) -> None:
-        """Take the lock `TABLE`."""
+    async def acquire(self, patience_s: float) -> bool:
+        """Take the lock `TABLE`; False if others, who may be stopped, have had it for so long."""
+        until = asyncio.get_running_loop().time() + patience_s
         await self._turn.acquire()
         try:
-            while not await asyncio.to_thread(self._memory().lock, _TABLE_LOCK):
+            while not (locked := await self._try_lock()) and asyncio.get_running_loop().time() < until:
                 await asyncio.sleep(POLL_S)
         except BaseException:
             self._turn.release()
             raise
+        if not locked:
+            self._turn.release()
+        return locked
+
+    async def _try_lock(self) -> bool:
+        trying = asyncio.ensure_future(asyncio.to_thread(self._memory().lock, _TABLE_LOCK))
+        try:
+            await completed(trying)
+        except asyncio.CancelledError:
+            if trying.result():  # the thread could not be called back
+                self._memory().unlock(_TABLE_LOCK)
+            raise
+        return trying.result()
 
     def release(self) -> None:
         """Give it back."""
@@ -212,8 +230,8 @@ class SlabMemory:
         self._memory().remove()
 
     def close(self) -> None:
-        """Unmap. Idempotent."""
-        shared, self._shared = self._shared, None
+        """Unmap. Idempotent. Who has not left is as good as dead: others give back what it had."""
+        shared, self._shared, self.number = self._shared, None, 0
         if shared is not None:
             self._words, self._owners, self.present = _NO_WORDS, _NO_BYTES, _NO_WORDS.view(np.uint64)
             if hasattr(self, "table"):

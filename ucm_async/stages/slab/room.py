@@ -15,7 +15,9 @@ from ...blocks.dumping import NO_ROOM
 from ...blocks.transfer import Transfer
 from ...engines.system import current_system
 from ...space import SpaceManager
+from ...tasks import ids_among
 from ...types import BLOCK_ID_BYTES, I64, U8, U64, Bools
+from .memory import LOCK_PATIENCE_S
 from .slab import STORED, Slab
 from .slabs import Slabs, stamp_now
 
@@ -136,7 +138,9 @@ class Room:
         slab = self._slab(backend)
         if self._loop.time() < self._refused_until[backend]:
             return _NO_SLOTS
-        await slab.memory.acquire()
+        if not await slab.memory.acquire(LOCK_PATIENCE_S):
+            self._refused_until[backend] = self._loop.time() + GROW_PAUSE_S
+            return _NO_SLOTS
         try:
             made = True
             while made:  # others may take every slot of a new segment
@@ -208,10 +212,7 @@ class Room:
 
     def busy(self, ids: U8) -> Bools:
         """Tell which blocks this store is reading or writing: bool, shape (n,)."""
-        moving = self._slabs.in_transfer()
-        if not moving:
-            return np.zeros(len(ids), dtype=np.bool_)
-        return np.isin(_words(ids), _words(np.concatenate(moving)))
+        return ids_among(ids, self._slabs.in_transfer())
 
     async def _oldest_slots(self, backend: int, count: int) -> Cold:
         """Return stored slots that were not asked for for the longest time: what only other processes know of."""
@@ -234,9 +235,3 @@ class Room:
         order = np.flatnonzero(there)[np.argsort(stamps[there], kind="stable")]
         order = order[: max(1, len(order) // 16)]
         return Cold(numbers[order], words[order], ids[order])
-
-
-def _words(ids: U8) -> U64:
-    """One word an id, so that sets of them are quickly compared: two that agree in it are taken for the same."""
-    words = np.ascontiguousarray(ids).view("<u8")
-    return np.asarray(words[:, 0] ^ (words[:, 1] * np.uint64(0x9E3779B97F4A7C15)))

@@ -33,6 +33,11 @@ LOCK_NAME: Final = "lock"
 UNBOUNDED_SLOTS: Final = 1 << 20
 """Slots of a backend where no bound is set: the table takes 50 bytes of shared memory for each."""
 
+OPEN_PATIENCE_S: Final = 120.0
+"""So long opening waits while another store opens, which may have to read every header."""
+
+CLOSE_PATIENCE_S: Final = 10.0
+
 DEAD_REST_S: Final = 1.0
 """What the dead had taken rests so long: the kernel may still have a write of theirs."""
 
@@ -91,14 +96,18 @@ class Slab:
         Raises
         ------
         ConfigError
-            It cannot be shared; or something is damaged and ``recover`` is "strict".
+            It cannot be shared; another process keeps it locked; or something is damaged and ``recover`` is "strict".
         OSError
             It cannot be read, or there is no shared memory.
         """
         backend = self.backend
         self.memory = memory = await asyncio.to_thread(SlabMemory, backend.system, backend.home / LOCK_NAME)
         try:
-            await memory.acquire()
+            if not await memory.acquire(OPEN_PATIENCE_S):
+                raise ConfigError(
+                    f"storage_backends: {str(backend.home)!r} has been locked by another process for "
+                    f"{OPEN_PATIENCE_S:g} s; it may be stopped"
+                )
             try:
                 await self._join(transfer, progress)
             finally:
@@ -242,11 +251,15 @@ class Slab:
         memory = self.memory
         if not memory.number:
             return
-        await memory.acquire()
         try:
-            await asyncio.to_thread(self._leave)
+            if await memory.acquire(CLOSE_PATIENCE_S):
+                try:
+                    await asyncio.to_thread(self._leave)
+                finally:
+                    await asyncio.to_thread(memory.release)
+            else:
+                _log.warning("%s: another process keeps it locked; it is left as by one that died", self.backend.home)
         finally:
-            await asyncio.to_thread(memory.release)
             await asyncio.to_thread(memory.close)
 
     def _leave(self) -> None:

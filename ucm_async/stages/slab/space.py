@@ -17,7 +17,7 @@ from ...types import I64, U8, Bools
 from .aside import copy_to_quarantine
 from .backend import QUARANTINE
 from .layout import segment_number
-from .memory import SlabMemory
+from .memory import LOCK_PATIENCE_S, SlabMemory
 from .room import Room
 from .segments import NEW_NAME
 from .slab import STORED, TAKEN, Slab
@@ -140,9 +140,13 @@ class SlabSpace:
         return 0
 
     async def drop(self, place: int, segment: int) -> int:
-        """Remove a segment and all that is in it; returns its bytes, 0 if something in it is being written for long."""
+        """Remove a segment and all that is in it; returns its bytes.
+
+        0 if something in it is being written for long, or somebody else has the lock for long.
+        """
         memory = self._by_place[place].memory
-        await memory.acquire()
+        if not await memory.acquire(LOCK_PATIENCE_S):
+            return 0
         try:
             if not memory.present[segment]:
                 return 0

@@ -153,7 +153,10 @@ class SlabStage(Stage):
         """Look for stores that died, and give back what they had taken."""
         while True:
             for slab in self._open_slabs:
-                await asyncio.to_thread(slab.see_to_the_dead)
+                try:
+                    await asyncio.to_thread(slab.see_to_the_dead)
+                except OSError as error:  # the next look may go better
+                    _log.warning("%s: cannot look for stores that died: %s", slab.backend.home, error)
             await asyncio.sleep(LOOK_S)
 
     async def setup(self, config: StoreConfig) -> None:
