@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ucm_async.tasks import group_blocks, group_rows, rank_in_group
+from ucm_async.tasks import group_blocks, group_rows, ids_among, rank_in_group
 from ucm_async.types import block_ids
 
 blocks_of_rows = st.lists(st.integers(0, 4), max_size=30)
@@ -34,3 +34,9 @@ def test_ranks_count_the_rows_of_each_group(blocks: list[int]) -> None:
     rank, most = rank_in_group(group, len(names))
     assert rank.tolist() == [i - group.tolist().index(one) for i, one in enumerate(group.tolist())]
     assert most == max((group.tolist().count(one) for one in group.tolist()), default=1)
+
+
+@given(blocks_of_rows, st.lists(blocks_of_rows, max_size=3))
+def test_ids_among_others(blocks: list[int], others: list[list[int]]) -> None:
+    found = ids_among(block_ids(blocks), [block_ids(some) for some in others])
+    assert found.tolist() == [any(block in some for some in others) for block in blocks]

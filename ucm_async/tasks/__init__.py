@@ -3,7 +3,7 @@
 from .arguments import WHOLE_BLOCK, check_rows, refuse_duplicates
 from .batch import Slice, SliceBatch, make_batches
 from .extents import Cuts, cut_row
-from .groups import group_blocks, group_rows, rank_in_group
+from .groups import group_blocks, group_rows, ids_among, rank_in_group
 from .manager import SliceSink, TaskManager, TaskStatistics
 from .memory import Memory, Regions, memory_of_addresses, memory_of_buffers
 from .result import FailureSet, TaskResult
@@ -29,6 +29,7 @@ __all__ = [
     "cut_slices",
     "group_blocks",
     "group_rows",
+    "ids_among",
     "make_batches",
     "memory_of_addresses",
     "memory_of_buffers",

@@ -1,4 +1,4 @@
-"""Rows of one block: a group. Pure."""
+"""Rows of one block: a group; and ids among other ids. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from ..types import I64, U8
+from ..types import I64, U8, U64, Bools
 
-__all__ = ["group_blocks", "group_rows", "rank_in_group"]
+__all__ = ["group_blocks", "group_rows", "ids_among", "rank_in_group"]
 
 
 def group_rows(ids: U8) -> tuple[I64, I64]:
@@ -55,6 +55,21 @@ def group_blocks(ids: U8) -> tuple[I64, I64]:
     leader[order] = order[new][np.cumsum(new) - 1]
     leads = leader == np.arange(len(first))
     return first[leads], (np.cumsum(leads) - 1)[leader[group]]
+
+
+def ids_among(ids: U8, others: list[U8]) -> Bools:
+    """Tell which of `ids`, uint8 (n, 16), are among `others`, arrays of ids; bool, shape (n,).
+
+    Ids are compared by one word each: once in 2^64 another id is taken for the same.
+    """
+    if not others:
+        return np.zeros(len(ids), dtype=np.bool_)
+    return np.isin(_words(ids), _words(np.concatenate(others)))
+
+
+def _words(ids: U8) -> U64:
+    words = np.ascontiguousarray(ids).view("<u8")
+    return np.asarray(words[:, 0] ^ (words[:, 1] * np.uint64(0x9E3779B97F4A7C15)))
 
 
 def rank_in_group(group: I64, groups: int) -> tuple[I64, int]:

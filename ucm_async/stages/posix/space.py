@@ -17,6 +17,7 @@ from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
 from ...config import StoreConfig
 from ...space import F64, SpaceLimits, SpaceManager, SpacePlace
+from ...tasks import ids_among
 from ...types import BLOCK_ID_BYTES, I64, U8, U64, Bools
 from .backend import QUARANTINE, Backend
 from .files import BlockFiles
@@ -26,6 +27,9 @@ from .layout import choose_backend, subdirectories
 __all__ = ["BlockSpace"]
 
 _log = logging.getLogger("ucm_async.posix")
+
+REMOVALS_S_MAX: Final = 10.0
+"""So long closing waits for deletes whose callers have gone: others may be counting, and may be stopped."""
 
 DIRECTORIES_AT_ONCE: Final = 32
 HOMES: Final = tuple(f"{number:02x}" for number in range(256))
@@ -134,10 +138,7 @@ class BlockSpace:
     def busy(self, ids: U8) -> Bools:
         """See `SpaceUser.busy`: blocks that are being read, and those that cannot be reached."""
         busy = self.places(ids) < 0
-        reading = self.in_transfer()
-        if reading:
-            busy |= np.isin(_words(ids), _words(np.concatenate(reading)))
-        return busy
+        return np.asarray(busy | ids_among(ids, self.in_transfer()))
 
     def places(self, ids: U8) -> I64:
         """See `SpaceUser.places`."""
@@ -155,9 +156,11 @@ class BlockSpace:
         return await asyncio.shield(removal)
 
     async def removals_done(self) -> None:
-        """Wait for what cancelled calls have left under way."""
-        while self._removals:
-            await asyncio.wait(self._removals)
+        """Wait for what cancelled calls have left under way; what does not come to its turn by then is given up."""
+        if self._removals:
+            _, late = await asyncio.wait(self._removals, timeout=REMOVALS_S_MAX)
+            for removal in late:
+                removal.cancel()
 
     async def _remove(self, ids: U8) -> int:
         self._known.removed(ids)
@@ -227,9 +230,3 @@ def _list(backend: Backend, directories: tuple[str, ...]) -> list[str]:
 
 def _ids_of(names: list[str]) -> U8:
     return np.frombuffer(bytes.fromhex("".join(names)), dtype=np.uint8).reshape(-1, BLOCK_ID_BYTES)
-
-
-def _words(ids: U8) -> U64:
-    """One word an id, so that sets of them are quickly compared: two that agree in it are taken for the same."""
-    words = np.ascontiguousarray(ids).view("<u8")
-    return np.asarray(words[:, 0] ^ (words[:, 1] * np.uint64(0x9E3779B97F4A7C15)))

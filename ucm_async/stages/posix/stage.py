@@ -163,10 +163,10 @@ class PosixStage(Stage):
         await self._close_lanes()
 
     async def _close_lanes(self) -> None:
+        await self._space.removals_done()
         await self._free([self._loader.transfer, self._dumper.transfer])
         if self._express is not None:
             self._express.close()
-        await self._space.removals_done()
         await self._space.manager.aclose()
 
     async def _free(self, transfers: list[Transfer]) -> None:
