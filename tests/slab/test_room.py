@@ -88,6 +88,22 @@ async def test_nobody_waits_for_a_stopped_neighbour(tmp_path: Path, monkeypatch:
         assert len(await asyncio.to_thread(data_files, tmp_path)) > 1
 
 
+async def test_the_first_dump_waits_for_the_lock(tmp_path: Path) -> None:
+    """With nothing to evict and no segment yet there is no other way; but no longer than its deadline."""
+    async with ucm.open_store("Slab", **keys(tmp_path)) as store:
+        other = await asyncio.to_thread(neighbour, tmp_path)
+        assert await other.acquire(1)
+        ids = ucm.block_ids(range(2))
+        short = store.dump(ids[:1], None, content(ids[:1]), timeout=0.1)
+        long = store.dump(ids[1:], None, content(ids[1:]))
+        assert (await short).status.tolist() == [Status.TIMEOUT]
+        await asyncio.sleep(1)
+        assert not store.check(long)
+        other.release()
+        assert (await long).ok.all()
+        other.close()
+
+
 async def test_a_cancelled_wait_for_the_lock_leaves_it_to_others(tmp_path: Path) -> None:
     async with ucm.open_store("Slab", **keys(tmp_path)):
         one, other = [await asyncio.to_thread(neighbour, tmp_path) for _ in range(2)]

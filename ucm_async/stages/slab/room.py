@@ -82,6 +82,7 @@ class Room:
         self._turns = [asyncio.Lock() for _ in places]
         self._refused_until = [0.0] * len(places)
         self._failed = [0] * len(places)
+        self._locked_out = [False] * len(places)  # somebody else has the lock, so there may be space for a segment
         self._oldest = [_NOTHING] * len(places)
         self._system = current_system()
         self.evicted = self.grown = 0
@@ -94,12 +95,13 @@ class Room:
         taken = self._take(backend, count)
         if len(taken) == count:
             return taken, 0
-        until = self._loop.time() + min(patience_s, PATIENCE_S)
+        now = self._loop.time()
+        until, deadline = now + min(patience_s, PATIENCE_S), now + patience_s
         async with self._turns[backend]:
             try:
                 while len(taken) < count:
                     more = await self._find(backend, count - len(taken))
-                    if not len(more) and self._loop.time() > until:
+                    if not len(more) and self._loop.time() > (deadline if self._locked_out[backend] else until):
                         self._refused_until[backend] = 0.0  # nobody is refused before the system was asked for him
                         more = await self._find(backend, count - len(taken))
                         if not len(more):
@@ -138,7 +140,8 @@ class Room:
         slab = self._slab(backend)
         if self._loop.time() < self._refused_until[backend]:
             return _NO_SLOTS
-        if not await slab.memory.acquire(LOCK_PATIENCE_S):
+        self._locked_out[backend] = not await slab.memory.acquire(LOCK_PATIENCE_S)
+        if self._locked_out[backend]:
             self._refused_until[backend] = self._loop.time() + GROW_PAUSE_S
             return _NO_SLOTS
         try:
