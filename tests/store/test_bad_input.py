@@ -304,9 +304,7 @@ class TestOpening:
         descriptors = len(os.listdir("/proc/self/fd"))
         with pytest.raises(ConfigError, match="staging_buffer_gb: 4096"):
             await open_store("Posix", **(KEYS | {"staging_buffer_gb": 4096}), storage_backends=[str(tmp_path)])
-        for _ in range(
-            100
-        ):  # what earlier tests left may go meanwhile, and what belongs to others may come for a moment
+        for _ in range(100):  # what earlier tests left may go, others' may come for a moment
             if len(os.listdir("/proc/self/fd")) <= descriptors:
                 break
             await asyncio.sleep(0.01)
