@@ -19,6 +19,8 @@ import pytest
 import ucm_async as ucm
 from ucm_async import Status
 from ucm_async.cli import main
+from ucm_async.engines.system import current_system
+from ucm_async.space.survey import collecting
 
 from .space.support import BLOCK, FILE, GIB, block_files, content, disk_usage, keys, space_of, stage_of
 
@@ -183,6 +185,25 @@ async def test_beside_a_store_that_runs(kv: Path, capsys: pytest.CaptureFixture[
         assert json.loads(capsys.readouterr().out)["namespaces"][0]["open_stores"] == 1
 
 
+def test_a_block_on_the_wrong_backend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = tmp_path / "a", tmp_path / "b"
+    run(fill(tmp_path, 0, 30, storage_backends=[str(one), str(other)]))
+    assert call(capsys, "fsck", one, other)[0] == 0
+    moved = block_files(one)[0]
+    home = other / moved.relative_to(one).parent
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.move(moved, home)
+    code, told = call(capsys, "fsck", one, other)
+    (finding,) = [found for place in told["namespaces"] for found in place["findings"]]
+    assert code == 1
+    assert finding["kind"] == "strange"
+    assert finding["where"].endswith(moved.name)
+    assert finding["why"].endswith(str(one))
+    assert call(capsys, "fsck", one, other, "--repair")[0] == 1, "it may be another configuration's: it stays"
+    assert (home / moved.name).exists()
+    assert call(capsys, "fsck", other)[0] == 0, "alone it says nothing about others"
+
+
 # ---- quarantine
 
 
@@ -250,6 +271,23 @@ def test_gc_by_quota_and_over_backends(tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 0
     assert [one["namespace"] for one in told["namespaces"]] == ["other"]
     assert disk_usage(both[0]) + disk_usage(both[1]) == 50 * FILE
+
+
+def test_gc_takes_turns_with_stores(
+    kv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(fill(kv, 0, 10))
+    root = path_of(kv, 0).parents[1]
+    fingerprint = bytes.fromhex(root.name.rpartition("-")[2])
+    bound = ("--quota-gb", 5 * FILE / GIB, "--low", 1)
+    with collecting(current_system(), fingerprint, [root]):
+        assert call(capsys, "gc", kv, "--dry-run", *bound)[0] == 0, "it only looks"
+        monkeypatch.setattr("ucm_async.space.survey.PATIENCE_S", 0.05)
+        assert main(["gc", str(kv), *map(str, bound)]) == 2
+        assert "another process has been collecting" in capsys.readouterr().err
+        assert disk_usage(kv) == 10 * FILE
+    assert call(capsys, "gc", kv, *bound)[0] == 0
+    assert disk_usage(kv) == 5 * FILE
 
 
 def test_stat(kv: Path, capsys: pytest.CaptureFixture[str]) -> None:

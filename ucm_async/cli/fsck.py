@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.description = (
         "Read every block and verify its header, its place and its checksums; look for what dead writers left and for "
-        "what no store has put there. Stores may go on meanwhile."
+        "what no store has put there. Stores may go on meanwhile. Name all backends of a store, as its configuration "
+        "does: then blocks on the wrong one are found, too."
     )
     parser.epilog = "Exit code: 0 clean, or repaired; 1 something was found and is still there; 2 it could not be done."
     add_place_arguments(parser)
@@ -62,12 +64,14 @@ class _Report:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     reports = [_Report(survey) for survey in find_surveys(args.directories, args.namespace)]
+    places = _places(reports)
     with progress("verify", sum(one.survey.count() for one in reports)) as advance:
         for report in reports:
+            siblings = places[report.survey.fingerprint]
             for blocks, findings in _verify(report.survey, args.threads):
                 report.blocks += len(blocks)
                 report.nbytes += sum(one.nbytes for one in blocks)
-                report.findings += findings
+                report.findings += findings + _misplaced(report.survey, siblings, blocks)
                 advance(len(blocks))
             report.findings += report.survey.loose()
     if args.repair:
@@ -75,6 +79,37 @@ def run(args: argparse.Namespace) -> int:
             _repair(report)
     _tell(args, reports)
     return EXIT_FOUND if any(report.left for report in reports) else 0
+
+
+def _places(reports: Sequence[_Report]) -> dict[bytes, list[str]]:
+    """Return the backends of each namespace among those that were named, as a store spells them."""
+    places: dict[bytes, list[str]] = {}
+    for report in reports:
+        places.setdefault(report.survey.fingerprint, []).append(os.path.abspath(report.survey.root.parent))
+    return places
+
+
+def _misplaced(survey: Survey, places: Sequence[str], blocks: Sequence[StoredBlock]) -> list[Finding]:
+    """Find blocks that a store with these backends would look for on another one.
+
+    A block of the whole set of backends is at home in each part of that set which has its own, so naming only some of
+    a store's backends accuses nobody.
+    """
+    if len(places) < 2 or not blocks:
+        return []
+    import numpy as np  # noqa: PLC0415  (not for ``--help``)
+
+    from ..blocks.spread import backend_seeds, choose_backend  # noqa: PLC0415
+    from ..space.survey import STRANGE, Finding  # noqa: PLC0415
+
+    ids = np.frombuffer(b"".join(one.block_id for one in blocks), dtype=np.uint8).reshape(len(blocks), -1)
+    homes = choose_backend(ids, backend_seeds(tuple(places)))
+    here = places.index(os.path.abspath(survey.root.parent))
+    return [
+        Finding(STRANGE, block.where, block.nbytes, f"a store with these backends looks for it in {places[home]}")
+        for block, home in zip(blocks, homes.tolist(), strict=True)
+        if home != here
+    ]
 
 
 def _verify(survey: Survey, threads: int) -> Iterator[tuple[Sequence[StoredBlock], list[Finding]]]:

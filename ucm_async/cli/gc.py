@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,8 @@ from ._options import amount
 from ._stored import add_place_arguments, find_surveys, human_bytes, print_table, progress, tell, walk
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..space.survey import StoredBlock, Survey
 
 __all__ = ["add_arguments", "run"]
@@ -25,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Remove what a store with these bounds would: first what was set aside, then the coldest blocks, by the "
         "hotness that stores have written down (every ten seconds, and when they close). A store that is open with a "
-        "bound does this by itself."
+        "bound does this by itself; while one does, this command waits for its turn."
     )
     add_place_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="remove nothing, say what would go")
@@ -61,21 +64,37 @@ def run(args: argparse.Namespace) -> int:
     if args.low > 1:
         raise UcmError(f"--low: {args.low}, must be at most 1")
     surveys = find_surveys(args.directories, None)  # all of them count for the capacity
-    with progress("look at", sum(one.count() for one in surveys)) as advance:
-        found = _gather(surveys, advance)
-    told = []
-    charged = sum(one.nbytes for one in found)
-    for one in found:
-        if args.namespace in (None, one.places[0].namespace):
-            told.append(_collect(args, one, charged))
-            charged -= told[-1]["bytes"]
-    if args.namespace is not None and not told:
+    chosen = [one for one in surveys if args.namespace in (None, one.namespace)]
+    if args.namespace is not None and not chosen:
         raise UcmError(f"--namespace: {args.namespace!r} is not in {', '.join(map(str, args.directories))}")
+    told = []
+    with ExitStack() as held:
+        if not args.dry_run:
+            _take_turns(chosen, held)
+        with progress("look at", sum(one.count() for one in surveys)) as advance:
+            found = _gather(surveys, advance)
+        charged = sum(one.nbytes for one in found)
+        for one in found:
+            if one.places[0] in chosen:
+                told.append(_collect(args, one, charged))
+                charged -= told[-1]["bytes"]
     if args.json:
         tell({"removed": not args.dry_run, "namespaces": told})
     else:
         _print(args, told)
     return 0
+
+
+def _take_turns(surveys: Sequence[Survey], held: ExitStack) -> None:
+    """Keep stores from collecting at the same time: together they would remove too much."""
+    from ..engines.system import current_system  # noqa: PLC0415  (not for ``--help``)
+    from ..space.survey import collecting  # noqa: PLC0415
+
+    roots: dict[bytes, list[Path]] = {}
+    for survey in surveys:
+        roots.setdefault(survey.fingerprint, []).append(survey.root)
+    for fingerprint in sorted(roots):  # two that run at once take them in the same order
+        held.enter_context(collecting(current_system(), fingerprint, roots[fingerprint]))
 
 
 def _gather(surveys: Sequence[Survey], advance: Callable[[int], None]) -> list[_Namespace]:

@@ -17,7 +17,7 @@ from ..engines.system import System
 from ..errors import UcmError
 from .ledger import Ledger
 
-__all__ = ["DAMAGED", "LEFTOVER", "STRANGE", "Finding", "StoredBlock", "Survey", "accounting", "changing"]
+__all__ = ["DAMAGED", "LEFTOVER", "STRANGE", "Finding", "StoredBlock", "Survey", "accounting", "changing", "collecting"]
 
 DAMAGED: Final = "damaged"
 """A block that is not what it should be; `Survey.set_aside` takes it."""
@@ -176,3 +176,32 @@ def changing(ledger: Ledger) -> Iterator[None]:
         yield
     finally:
         ledger.end_change()
+
+
+@contextlib.contextmanager
+def collecting(system: System, fingerprint: bytes, roots: Sequence[Path]) -> Iterator[None]:
+    """Have the right to collect for a namespace meanwhile, which one process of a host has at a time.
+
+    Parameters
+    ----------
+    system
+        Who has the files.
+    fingerprint, roots
+        Of the namespace: its directory on each backend.
+
+    Raises
+    ------
+    UcmError
+        Somebody else has been collecting for too long.
+    """
+    home = min(roots, key=lambda root: root.parent.absolute())  # where stores agree on it, too
+    until_s = time.monotonic() + PATIENCE_S
+    with accounting(system, home, fingerprint) as ledger:
+        while not ledger.take_lease():
+            if time.monotonic() > until_s:
+                raise UcmError(f"{str(home)!r}: another process has been collecting there for {PATIENCE_S:g} s")
+            time.sleep(0.01)
+        try:
+            yield
+        finally:
+            ledger.give_lease()
