@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from .config import StoreConfig
     from .errors import StoreError
 
-__all__ = ["AsyncResource", "Batch", "Engine", "Lent", "Lower", "SmallLoad", "Stage"]
+__all__ = ["AsyncResource", "Batch", "Engine", "Lent", "Lower", "OnProgress", "SmallLoad", "Stage"]
+
+OnProgress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is, and of how much. Any thread may call it; what it raises ends the work."""
 
 
 class AsyncResource(ABC):
@@ -295,6 +298,8 @@ class Stage(AsyncResource):
         True if the stage stores encoded rows as they are, whose batches have an `encoded` part.
     above_encodes
         Set before `open`: whether the stage above hands down encoded rows.
+    on_progress
+        Set before `open`, which tells it how far work is that takes long; None if nobody wants to know.
     short_way_bytes_max
         Larger slices are not offered to `begin_load`. The default is what can be checked and copied on the loop.
     """
@@ -304,6 +309,7 @@ class Stage(AsyncResource):
     encodes: ClassVar[bool] = False
     takes_encoded: ClassVar[bool] = False
     above_encodes: bool = False
+    on_progress: OnProgress | None = None
     short_way_bytes_max: int = 128 << 10
 
     def __init__(self, config: StoreConfig, lower: Lower | None) -> None:

@@ -17,7 +17,7 @@ import anyio.from_thread
 import numpy.typing as npt
 
 from . import store as _store
-from .abc import Stage
+from .abc import OnProgress, Stage
 from .config import StoreConfig
 from .errors import StoreClosedError, StoreError
 from .tasks import Task, TaskResult
@@ -62,13 +62,13 @@ class BlockingStore:
         True from the call of `close` on.
     """
 
-    def __init__(self, config: StoreConfig) -> None:
+    def __init__(self, config: StoreConfig, on_progress: OnProgress | None = None) -> None:
         self.closed = False
         self._stack = contextlib.ExitStack()
         portal = anyio.from_thread.start_blocking_portal("asyncio", {"use_uvloop": _have_uvloop()})
         self._portal = self._stack.enter_context(portal)
         try:
-            self._store = self._portal.call(_open, config)
+            self._store = self._portal.call(_open, config, on_progress)
         except BaseException:
             self._stack.close()
             raise
@@ -224,17 +224,21 @@ class BlockingStore:
 
 
 def open_store(
-    source: str | os.PathLike[str] | Mapping[str, Any] | StoreConfig = "Posix", /, **keys: Any
+    source: str | os.PathLike[str] | Mapping[str, Any] | StoreConfig = "Posix",
+    /,
+    *,
+    on_progress: OnProgress | None = None,
+    **keys: Any,
 ) -> BlockingStore:
     """Open a store for threads, and start its loop; close it with ``close()``, or use ``with``.
 
     Arguments and errors are those of `ucm_async.open_store`.
     """
-    return BlockingStore(StoreConfig.load(source, **keys))
+    return BlockingStore(StoreConfig.load(source, **keys), on_progress)
 
 
-async def _open(config: StoreConfig) -> _store.Store:
-    return await _store.open_store(config)
+async def _open(config: StoreConfig, on_progress: OnProgress | None) -> _store.Store:
+    return await _store.open_store(config, on_progress=on_progress)
 
 
 def _have_uvloop() -> bool:

@@ -14,7 +14,7 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
-from .abc import AsyncResource, Lent, Stage
+from .abc import AsyncResource, Lent, OnProgress, Stage
 from .config import StoreConfig
 from .errors import StoreClosedError, StoreError, WrongLoopError
 from .pipeline import Pipeline, build_pipeline, resolve_stage
@@ -91,8 +91,8 @@ class Store(AsyncResource):
 
     # ---- life
 
-    async def _open(self) -> None:
-        self._pipeline = await build_pipeline(self._config)
+    async def _open(self, on_progress: OnProgress | None) -> None:
+        self._pipeline = await build_pipeline(self._config, on_progress)
         first = self._pipeline.first
         self._manager = TaskManager(
             first.load_lane,
@@ -539,13 +539,14 @@ class _Lease(contextlib.AbstractAsyncContextManager[list[memoryview | None]]):
 class _Opening:
     """What `open_store` returns: await it for a store, or enter it."""
 
-    def __init__(self, config: StoreConfig) -> None:
+    def __init__(self, config: StoreConfig, on_progress: OnProgress | None) -> None:
         self._config = config
+        self._on_progress = on_progress
         self._store: Store | None = None
 
     async def _open(self) -> Store:
         store = Store(self._config)
-        await store._open()  # one class in two halves: nobody else opens a store
+        await store._open(self._on_progress)  # one class in two halves: nobody else opens a store
         return store
 
     def __await__(self) -> Generator[Any, None, Store]:
@@ -560,13 +561,22 @@ class _Opening:
             await self._store.aclose()
 
 
-def open_store(source: str | os.PathLike[str] | Mapping[str, Any] | StoreConfig = "Posix", /, **keys: Any) -> _Opening:
+def open_store(
+    source: str | os.PathLike[str] | Mapping[str, Any] | StoreConfig = "Posix",
+    /,
+    *,
+    on_progress: OnProgress | None = None,
+    **keys: Any,
+) -> _Opening:
     """Open a store: enter what this returns with ``async with``, or await it and ``aclose()`` the store in the end.
 
     Parameters
     ----------
     source
         A composition such as ``"Cache|Posix"``, the path of a TOML or YAML file, a mapping, or a `StoreConfig`.
+    on_progress
+        Called with ``(what, done, total)`` while the store is being opened and something takes long: the memory of a
+        Cache is made, the slots of a Slab are read after a crash. Any thread may call it, often; be quick.
     **keys
         Configuration keys (see `StoreConfig`), over those of `source`.
 
@@ -578,7 +588,7 @@ def open_store(source: str | os.PathLike[str] | Mapping[str, Any] | StoreConfig 
     UnknownNameError
         When it is opened, for a stage that nobody knows.
     """
-    return _Opening(StoreConfig.load(source, **keys))
+    return _Opening(StoreConfig.load(source, **keys), on_progress)
 
 
 def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:

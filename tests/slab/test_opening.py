@@ -13,9 +13,7 @@ import pytest
 
 import ucm_async as ucm
 from ucm_async import Status
-from ucm_async.config import StoreConfig
 from ucm_async.errors import ConfigError
-from ucm_async.stages.slab import SlabStage
 
 from .support import (
     BLOCK,
@@ -215,12 +213,11 @@ async def test_half_a_block_does_not_bring_back_what_was_there_before(tmp_path: 
 async def test_progress_is_told(tmp_path: Path) -> None:
     await filled(tmp_path)
     await asyncio.to_thread(remove_checkpoint, tmp_path)
-    told: list[tuple[int, int]] = []
-    stage = SlabStage(StoreConfig.load("Slab", **keys(tmp_path)), None, lambda done, total: told.append((done, total)))
-    await stage.open()
-    await stage.aclose()
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-    assert told[-1][0] == told[-1][1] >= 60
+    told: list[tuple[str, int, int]] = []
+    async with ucm.open_store("Slab", on_progress=lambda *some: told.append(some), **keys(tmp_path)):
+        assert {what for what, _, _ in told} == {"slots read"}
+        assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
+        assert told[-1][1] == told[-1][2] >= 60
 
 
 async def test_a_directory_has_one_layout(tmp_path: Path) -> None:

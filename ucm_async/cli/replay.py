@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +16,8 @@ from ._options import amount, positive_int, stamped_bytes
 from ._workloads import open_workload
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from ..bench.report import Report
     from ..bench.workloads import Request
 
@@ -95,10 +97,10 @@ def run(args: argparse.Namespace) -> int:
         with (
             open_workload(args.trace, args.requests, args.seed) as requests,
             _directory(args.dir) as directory,
-            _progress(args) as on_request,
+            _Bars(args) as bars,
         ):
             outcome["loop"] = loop_name(args.loop)
-            run_on(outcome["loop"], _replay(args, requests, directory, report, outcome, on_request))
+            run_on(outcome["loop"], _replay(args, requests, directory, report, outcome, bars))
     except KeyboardInterrupt:
         print("interrupted; what was served until then:", file=sys.stderr)
         _show(args, report, outcome)
@@ -113,7 +115,7 @@ async def _replay(
     directory: Path,
     report: Report,
     outcome: dict[str, Any],
-    on_request: Callable[[], None],
+    bars: _Bars,
 ) -> None:
     from ..bench.replay import ReplayOptions, replay  # noqa: PLC0415
     from ..store import open_store  # noqa: PLC0415
@@ -140,12 +142,12 @@ async def _replay(
         settings["unique_id"] = f"replay-{os.getpid()}"  # nobody else's blocks, which would be hits that are not ours
     if args.capacity_gb is not None:
         settings["posix_capacity_gb"] = args.capacity_gb
-    async with open_store(args.pipeline, **settings) as store:
+    async with open_store(args.pipeline, on_progress=bars.on_opening, **settings) as store:
         outcome["pipeline"] = args.pipeline
         outcome["block_bytes"] = block_bytes
         outcome["engine"] = _engine_names(store.statistics().pipeline)
         try:
-            await replay(store, requests, options, report, on_request)
+            await replay(store, requests, options, report, bars.on_request)
         finally:
             outcome.update(_cache_hits(store.statistics().pipeline))
     # A capped store may evict between lookup and load, and refuse dumps while it collects.
@@ -172,18 +174,38 @@ def _directory(chosen: Path | None) -> Iterator[Path]:
         yield made
 
 
-@contextlib.contextmanager
-def _progress(args: argparse.Namespace) -> Iterator[Callable[[], None]]:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+class _Bars:
+    """Bars on stderr: one of the requests, and while the store is opened one of each thing that takes long."""
 
-    from ..bench.workloads import MultiTurn  # noqa: PLC0415
+    def __init__(self, args: argparse.Namespace) -> None:
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
-    total = args.requests or (MultiTurn().requests if args.trace is None else None)
-    columns = (TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("replay", total=total)
-        yield lambda: progress.advance(task)
+        from ..bench.workloads import MultiTurn  # noqa: PLC0415
+
+        text = TextColumn("{task.description}")
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._shown = Progress(*columns, console=Console(stderr=True), transient=True)
+        total = args.requests or (MultiTurn().requests if args.trace is None else None)
+        self._requests = self._shown.add_task("requests served", total=total)
+        self._opening: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bars:
+        self._shown.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._shown.stop()
+
+    def on_request(self) -> None:
+        """One more is served."""
+        self._shown.advance(self._requests)
+
+    def on_opening(self, what: str, done: int, total: int) -> None:
+        """See `ucm_async.abc.OnProgress`."""
+        if what not in self._opening:
+            self._opening[what] = self._shown.add_task(what, total=total)
+        self._shown.update(self._opening[what], completed=done, total=total, visible=done < total)
 
 
 def _engine_names(pipeline: Any) -> str:

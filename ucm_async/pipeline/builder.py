@@ -8,7 +8,7 @@ from typing import Any
 
 from anyio.abc import TaskGroup
 
-from ..abc import AsyncResource, Stage
+from ..abc import AsyncResource, OnProgress, Stage
 from ..config import StoreConfig
 from ..errors import ConfigError
 from .operator import Operator
@@ -72,8 +72,15 @@ class Pipeline(AsyncResource):
         return {operator.stage.name: operator.statistics() for operator in self.operators}
 
 
-async def build_pipeline(config: StoreConfig) -> Pipeline:
+async def build_pipeline(config: StoreConfig, on_progress: OnProgress | None = None) -> Pipeline:
     """Resolve, make and open the stages of ``config.store_pipeline``, bottom first.
+
+    Parameters
+    ----------
+    config
+        What is asked for.
+    on_progress
+        Told by the stages how far their opening is.
 
     Raises
     ------
@@ -93,6 +100,7 @@ async def build_pipeline(config: StoreConfig) -> Pipeline:
         for stage_class, upper in zip(reversed(classes), reversed(above), strict=True):
             made = stage_class(config, operators[0] if operators else None)
             made.above_encodes = upper is not None and upper.encodes
+            made.on_progress = on_progress
             await made.open()
             opened.push_async_callback(made.aclose)
             operators.insert(0, Operator(made, config))

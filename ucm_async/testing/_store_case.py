@@ -81,7 +81,7 @@ class StoreCase:
     @pytest.fixture
     def opener(self, store_keys: dict[str, Any]) -> Opener:
         """A function that opens a store; its keywords are configuration keys, over those of `store_keys`."""
-        geometry = {"block_size": BLOCK_BYTES, "shard_size": SHARD_BYTES, "namespace": "suite"}
+        geometry: dict[str, Any] = {"block_size": BLOCK_BYTES, "shard_size": SHARD_BYTES, "namespace": "suite"}
         small = {"staging_buffer_gb": 0.002, "known_blocks_max": 4096}  # quickly made
 
         def opening(**changes: Any) -> _Opening:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from ...abc import Batch, Lent, Lower, SmallLoad, Stage
+from ...abc import Batch, Lent, Lower, OnProgress, SmallLoad, Stage
 from ...config import StoreConfig
 from ...engines.pool import make_pool
 from ...errors import StoreError
@@ -77,7 +77,7 @@ class CacheStage(Stage):
     async def _make(self, opened: AsyncExitStack) -> None:
         """Make the parts, each with what undoes it: they are closed backwards."""
         config, counts, lower = self.config, self._counts, self._below
-        self._buffer = buffer = await TransBuffer.open(config, _Told())
+        self._buffer = buffer = await TransBuffer.open(config, _Told(self.on_progress))
         opened.push_async_callback(buffer.aclose)
         self._waiting = waiting = Waiting(buffer)
         opened.push_async_callback(waiting.aclose)
@@ -231,12 +231,15 @@ class CacheStage(Stage):
 
 
 class _Told:
-    """Says in the log how far the memory is faulted in, if that takes long enough to be asked about."""
+    """Says how far the memory is faulted in, also in the log if that takes long enough to be asked about."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_progress: OnProgress | None) -> None:
         self._next = LOG_EVERY_BYTES
+        self._on_progress = on_progress
 
     def __call__(self, done: int, total: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress("bytes of the cache made", done, total)
         if done >= self._next and total > LOG_EVERY_BYTES:
             _log.info("the cache's memory: %d of %d MiB are there", done >> 20, total >> 20)
             self._next = done + LOG_EVERY_BYTES

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from ...abc import OnProgress
 from ...blocks.header import HEADER_ALIGN
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
@@ -45,6 +46,8 @@ class BlockSpace:
     ----------
     encoded
         Whether the store's blocks may be encoded, and so their files of any length up to that of a plain one.
+    on_progress
+        Told while the files are counted.
 
     Attributes
     ----------
@@ -69,9 +72,11 @@ class BlockSpace:
         known: KnownBlocks,
         *,
         encoded: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> None:
         self._layout = layout
         self._encoded = encoded
+        self._on_progress = on_progress
         self._backends = [backend for backend in backends if not backend.error]
         self._seeds = seeds
         self._known = known
@@ -199,6 +204,9 @@ class BlockSpace:
                 self.damaged += len(damaged)
                 for name in damaged[:10]:
                     _log.warning("%s: %s is no block", backend.root, name)
+            if self._on_progress is not None:
+                done = min(start + DIRECTORIES_AT_ONCE, len(directories))
+                self._on_progress("directories counted", done, len(directories))
         return stored, unfinished
 
     def _is_block(self, name: str, size: int) -> bool:

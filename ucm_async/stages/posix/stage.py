@@ -124,7 +124,13 @@ class PosixStage(Stage):
     def _make_lanes(self, load: Transfer, dump: Transfer, known: KnownBlocks) -> None:
         namespace = self.config.namespace_fingerprint()
         self._space = space = BlockSpace(
-            self.config, self._layout, self._backends, self._seeds, known, encoded=self.above_encodes
+            self.config,
+            self._layout,
+            self._backends,
+            self._seeds,
+            known,
+            encoded=self.above_encodes,
+            on_progress=self.on_progress,
         )
         self._known = known
         self._files = space.files

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
+from ...abc import OnProgress
 from ...blocks.encoded_header import check_encoded_headers
 from ...blocks.header import CHECKSUM_FROM, HEADER, used_bytes
 from ...blocks.layout import BlockLayout
@@ -22,12 +23,9 @@ from ...native import SlotTable
 from ...types import I64, U8, Bools
 from .layout import GONE, SlabGeometry
 
-__all__ = ["Headers", "Progress", "drop_bad_twins", "fill", "name_bad", "read_headers"]
+__all__ = ["Headers", "drop_bad_twins", "fill", "name_bad", "read_headers"]
 
 _log = logging.getLogger("ucm_async.slab")
-
-Progress = Callable[[int, int], None]
-"""Told how much of how much is done."""
 
 BATCH_SLOTS: Final = 256
 """Headers that are read with one submit; two such batches are under way, so that the device always has some."""
@@ -68,7 +66,7 @@ async def read_headers(
     layout: BlockLayout,
     namespace: bytes,
     transfer: Transfer,
-    progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Headers:
     """Read the header of every slot.
 
@@ -80,7 +78,7 @@ async def read_headers(
         What is expected.
     transfer
         Who reads.
-    progress
+    on_progress
         Told how many slots of how many are read.
     """
     total = len(segments) * geometry.slots
@@ -98,8 +96,8 @@ async def read_headers(
         for turn, (fd, slots) in turns:
             found[turn] = await _read_batch(fd, slots, geometry, layout, namespace, transfer)
             done += len(slots)
-            if progress is not None:
-                progress(done, total)
+            if on_progress is not None:
+                on_progress("slots read", done, total)
 
     await asyncio.gather(read_some(), read_some())
     parts = [part for part in found if part is not None]

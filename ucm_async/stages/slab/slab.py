@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ...abc import OnProgress
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
 from ...config import StoreConfig
@@ -21,7 +22,7 @@ from .backend import SlabBackend
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, pack_checkpoint, unpack_checkpoint
 from .layout import SlabGeometry
 from .memory import SlabMemory
-from .recovery import Headers, Progress, drop_bad_twins, fill, name_bad, read_headers
+from .recovery import Headers, drop_bad_twins, fill, name_bad, read_headers
 from .segments import FoundSegment, SegmentFiles
 
 __all__ = ["STORED", "TAKEN", "Slab"]
@@ -90,7 +91,7 @@ class Slab:
 
     # ---- opening
 
-    async def open(self, transfer: Transfer, progress: Progress | None = None) -> None:
+    async def open(self, transfer: Transfer, on_progress: OnProgress | None = None) -> None:
         """Join the stores that use the directory, as the first one after filling the table.
 
         Raises
@@ -109,14 +110,14 @@ class Slab:
                     f"{OPEN_PATIENCE_S:g} s; it may be stopped"
                 )
             try:
-                await self._join(transfer, progress)
+                await self._join(transfer, on_progress)
             finally:
                 await asyncio.to_thread(memory.release)
         except BaseException:
             await asyncio.to_thread(memory.close)
             raise
 
-    async def _join(self, transfer: Transfer, progress: Progress | None) -> None:
+    async def _join(self, transfer: Transfer, on_progress: OnProgress | None) -> None:
         memory = self.memory
         found = await self.files.survey(transfer.pool)
         geometry, segments_max = await asyncio.to_thread(self._plan, found)
@@ -124,7 +125,7 @@ class Slab:
         try:
             await asyncio.to_thread(memory.join)
             if new:
-                await self._recover(found, transfer, progress)
+                await self._recover(found, transfer, on_progress)
                 memory.ready()
             else:
                 self.recovered = "memory"
@@ -149,7 +150,7 @@ class Slab:
             segments = min(2 * segments + 1, max(1, UNBOUNDED_SLOTS // geometry.slots))
         return geometry, max(segments, *(one.number + 1 for one in found), 1) if found else segments
 
-    async def _recover(self, found: list[FoundSegment], transfer: Transfer, progress: Progress | None) -> None:
+    async def _recover(self, found: list[FoundSegment], transfer: Transfer, on_progress: OnProgress | None) -> None:
         """Fill a new table."""
         found = await self._mend(found, transfer)
         numbers = [one.number for one in found]
@@ -157,7 +158,8 @@ class Slab:
         if checkpoint is not None and self._fits(checkpoint, numbers):
             stored, self.recovered = Headers(checkpoint.slots, checkpoint.ids), "checkpoint"
         else:
-            stored, self.recovered = await self._read(numbers, transfer, progress), "headers" if numbers else "nothing"
+            stored = await self._read(numbers, transfer, on_progress)
+            self.recovered = "headers" if numbers else "nothing"
         count = await asyncio.to_thread(fill, self.table, self.geometry, numbers, stored)
         for number in numbers:
             self.memory.came(number)
@@ -194,12 +196,12 @@ class Slab:
                 _log.warning("%s: segment %d: %s", self.backend.home, one.number, os.strerror(failed))
         return [one for one in found if one.nbytes != 0]
 
-    async def _read(self, numbers: list[int], transfer: Transfer, progress: Progress | None) -> Headers:
+    async def _read(self, numbers: list[int], transfer: Transfer, on_progress: OnProgress | None) -> Headers:
         """Read the header of every slot."""
         fds = await asyncio.to_thread(self.open_segments, numbers)
         try:
             segments = list(zip(numbers, fds, strict=True))
-            found = await read_headers(segments, self.geometry, self._layout, self._namespace, transfer, progress)
+            found = await read_headers(segments, self.geometry, self._layout, self._namespace, transfer, on_progress)
             await drop_bad_twins(found, dict(segments), self.geometry, self._namespace, transfer)
         finally:
             await asyncio.to_thread(self.close_segments, fds)

@@ -23,7 +23,6 @@ from ...types import U8, Bools
 from .backend import SlabBackend, open_backend
 from .dump import Dumper
 from .load import Loader
-from .recovery import Progress
 from .room import Room
 from .slab import Slab
 from .slabs import Slabs, stamp_now
@@ -55,14 +54,13 @@ class SlabStage(Stage):
     needs_lower: ClassVar[bool | None] = False
     takes_encoded: ClassVar[bool] = True
 
-    def __init__(self, config: StoreConfig, lower: Lower | None, progress: Progress | None = None) -> None:
+    def __init__(self, config: StoreConfig, lower: Lower | None) -> None:
         super().__init__(config, lower)
         self._layout = BlockLayout.of(config.block_size, config.shard_size)
         self._writes: BlockWrites
         self._backends: list[SlabBackend] = []
         self._open_slabs: list[Slab] = []
         self._transfers: list[Transfer] = []
-        self._progress = progress
         self._slabs: Slabs | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -124,7 +122,7 @@ class SlabStage(Stage):
             return None
         slab = Slab(backend, self.config, self._layout)
         try:
-            await slab.open(self._transfers[0], self._progress)
+            await slab.open(self._transfers[0], self.on_progress)
         except OSError as error:
             raise ConfigError(f"storage_backends: {backend.path!r}: {error.strerror or error}") from error
         self._open_slabs.append(slab)
