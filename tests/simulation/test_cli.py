@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+import numpy as np
 import pytest
 
 from ucm_async.blocks.writes import BlockWrites
@@ -40,7 +41,9 @@ def test_one_seed_again_and_again(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_failure_prints_what_repeats_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(BlockWrites, "completes", lambda *_: True)
+    monkeypatch.setattr(
+        BlockWrites, "completes", lambda _writes, entries, _wanted: np.ones(len(entries), dtype=np.bool_)
+    )
     assert main(["simulate", "--seeds", "300"]) == 1
     told = capsys.readouterr().err
     line = next(line for line in told.splitlines() if line.startswith("repeat it: "))

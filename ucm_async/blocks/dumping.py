@@ -22,14 +22,14 @@ from ..engines.chains import ChainTable, copy_requests
 from ..engines.waits import completed, patient, run_copies
 from ..errors import BackendIOError, NoSpaceError, StoreError
 from ..tasks import cut_row, group_rows, rank_in_group
-from ..types import BLOCK_ID_BYTES, I64, U8, Bools, Status
+from ..types import I64, U8, Bools, Status
 from .encoded_dumping import keep_checksums, note_encoded, plan_encoded_writes
 from .encoded_header import header_checksums, pack_encoded_headers
 from .header import pack_headers, seal_headers
 from .layout import BlockLayout
 from .plans import plan_direct_writes, plan_slot_writes
 from .transfer import DIRECT_ALIGN, Transfer, status_of_errno
-from .writes import BlockWrite, BlockWrites
+from .writes import BlockWrites
 
 __all__ = ["AGAIN", "NO_ROOM", "BlockDumper", "Writing"]
 
@@ -59,8 +59,8 @@ class Writing(Generic[PlaceT]):
         By group; the slots are of `arena`.
     place
         Where the blocks go, as the stage has it; by group, too.
-    writes, wanted
-        By group: the block's state, and the shards claimed of it, a bit set.
+    entries, wanted
+        int64 (g,) and bool (g, shards): what `BlockWrites` calls the blocks, and the shards claimed of them.
     completes
         Bool (g,): the block is whole once these shards are in.
     direct
@@ -77,8 +77,8 @@ class Writing(Generic[PlaceT]):
     group: I64
     ids: U8
     place: PlaceT
-    writes: list[BlockWrite]
-    wanted: list[int]
+    entries: I64
+    wanted: Bools
     completes: Bools
     failed: I64
     lost: Bools
@@ -123,7 +123,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
         """Bring stored blocks to the medium: 0 or -errno for each; -ENOENT for one that was deleted meanwhile."""
 
     @abstractmethod
-    def _locate(self, ids: U8, writes: list[BlockWrite]) -> PlaceT:
+    def _locate(self, ids: U8) -> PlaceT:
         """Tell where claimed blocks go, and note what has to be known before anything is written."""
 
     def _changing(self) -> AbstractAsyncContextManager[None]:
@@ -151,7 +151,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
         """Give the blocks that are whole their names; where that fails, say why in `failed` and `lost`."""
 
     @abstractmethod
-    async def _clear(self, ids: U8, writes: list[BlockWrite]) -> None:
+    async def _clear(self, ids: U8, entries: I64) -> None:
         """Remove what is left of blocks that are given up. Nobody else writes them meanwhile."""
 
     # ---- dumping
@@ -209,9 +209,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
     async def _report_stored(self, batch: Batch, rows: I64, ids: U8) -> Bools:
         """Report the rows of stored blocks; bool, shape of `ids`: False for those that were deleted meanwhile."""
         self.transfer.counts["already_stored"] += len(ids)
-        if len(self._writes):
-            for block_id in ids:  # another writer was first, and these shards are of no use any more
-                await self.discard_partial(block_id.tobytes())
+        await self.discard_partial(ids)  # another writer was first, and these shards are of no use any more
         if batch.durability != "synced":
             batch.report(rows, Status.OK)
             return np.ones(len(ids), dtype=np.bool_)
@@ -224,41 +222,34 @@ class BlockDumper(ABC, Generic[PlaceT]):
 
     def _claim(self, batch: Batch, rows: I64) -> tuple[Writing[PlaceT] | None, I64]:
         """Claim what nobody else is writing; the second value is the rows of what somebody is."""
+        writes = self._writes
         first, group = group_rows(batch.ids[rows])
-        names = batch.ids[rows[first]].tobytes()
-        shards = batch.shards[rows].tolist()
-        bounds = [*first.tolist(), len(rows)]
-        mine = np.zeros(len(first), dtype=np.bool_)
-        writes: list[BlockWrite] = []
-        wanted: list[int] = []
-        for g in range(len(first)):
-            bits = self._writes.bits(shards[bounds[g] : bounds[g + 1]])
-            write = self._writes.claim(names[BLOCK_ID_BYTES * g : BLOCK_ID_BYTES * (g + 1)], bits)
-            if write is not None:
-                mine[g] = True
-                writes.append(write)
-                wanted.append(bits)
-        theirs = rows[~mine[group]]
-        if not writes:
-            return None, theirs
-        ids = np.ascontiguousarray(batch.ids[rows[first[mine]]])
-        completes = np.array([self._writes.completes(w, bits) for w, bits in zip(writes, wanted, strict=True)])
-        for write in writes:
-            write.file_bytes = write.file_bytes or self._layout.file_bytes
+        ids = np.ascontiguousarray(batch.ids[rows[first]])
+        wanted = _wanted(batch.shards[rows], group, np.zeros((len(ids), self._layout.shards), dtype=np.bool_))
+        entries = writes.claim(ids, wanted)
+        mine = entries >= 0
         kept = mine[group]
+        theirs = rows[~kept]
+        if len(theirs):
+            rows, group = rows[kept], (np.cumsum(mine) - 1)[group[kept]]
+            ids, entries, wanted = np.ascontiguousarray(ids[mine]), entries[mine], wanted[mine]
+        if not len(ids):
+            return None, theirs
+        new = writes.file_bytes[entries] == 0
+        writes.file_bytes[entries[new]] = self._layout.file_bytes
         writing = Writing(
             batch,
-            rows[kept],
-            (np.cumsum(mine) - 1)[group[kept]],
+            rows,
+            group,
             ids,
-            self._locate(ids, writes),
-            writes,
+            self._locate(ids),
+            entries,
             wanted,
-            completes,
+            writes.completes(entries, wanted),
             failed=np.zeros(len(ids), dtype=np.int64),
             lost=np.zeros(len(ids), dtype=np.bool_),
         )
-        note_encoded(self._layout, writing)
+        note_encoded(self._layout, writes, writing)
         return writing, theirs
 
     # ---- the steps of a write; each leaves out the groups that failed before
@@ -293,7 +284,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
         """Take the bytes out of the caller's memory, or only their checksums where the kernel may read it itself."""
         batch, rows = writing.batch, writing.rows
         if batch.encoded is not None:
-            keep_checksums(writing)
+            keep_checksums(self._writes, writing)
             return
         pieces = batch.addresses[rows]
         writing.direct = writing.arena is self.transfer.heads
@@ -314,10 +305,9 @@ class BlockDumper(ABC, Generic[PlaceT]):
             shut_out = writing.group[~let_in]
             writing.failed[shut_out[writing.failed[shut_out] == 0]] = AGAIN
         sums = results[:, cuts.last].astype(np.uint32)
-        at = np.maximum(batch.shards[rows], 0).tolist()
-        for row, group in enumerate(writing.group.tolist()):
-            if not writing.failed[group]:
-                writing.writes[group].checksums[at[row] : at[row] + sums.shape[1]] = sums[row]
+        keep = np.flatnonzero(writing.failed[writing.group] == 0)
+        at = np.maximum(batch.shards[rows[keep]], 0)[:, None] + np.arange(sums.shape[1])
+        self._writes.checksums[writing.entries[writing.group[keep]][:, None], at] = sums[keep]
 
     def _write_headers(self, writing: Writing[PlaceT]) -> None:
         """Put the headers of blocks that become whole into their slots."""
@@ -331,24 +321,27 @@ class BlockDumper(ABC, Generic[PlaceT]):
 
     def _pack(self, writing: Writing[PlaceT], whole: I64) -> U8:
         """Return the headers of the groups `whole`: uint8, shape (whole, bytes)."""
-        checksums = np.array([writing.writes[g].checksums for g in whole.tolist()])
+        entries = writing.entries[whole]
+        checksums = self._writes.checksums[entries]
         headers = pack_headers(writing.ids[whole], self._namespace, self._layout.shard_size, checksums)
-        encoded = [writing.writes[g].encoded for g in whole.tolist()]
-        at = [i for i, one in enumerate(encoded) if one is not None]
+        encoded = self._writes.encoded
+        at = [i for i, entry in enumerate(entries.tolist()) if entry in encoded] if encoded else []
         if at:
-            rows = EncodedRows.join([one for one in encoded if one is not None])
+            rows = EncodedRows.join([encoded[entry] for entry in entries[at].tolist()])
             rows.checksums[:] = checksums[at]
             headers[at] = pack_encoded_headers(self._layout, writing.ids[whole[at]], self._namespace, rows)
         seal_headers(headers, header_checksums(headers).astype(np.uint32))
         return headers
 
-    def _fits_direct(self, writing: Writing[PlaceT], fine: I64) -> Bools:
-        """Tell of the groups `fine` whether O_DIRECT can write what was claimed: whole pages.
+    def _fits_direct(self, writing: Writing[PlaceT], groups: I64) -> Bools:
+        """Tell of `groups` whether O_DIRECT can write what was claimed: whole pages. Bool, the shape of `groups`.
 
         Encoded rows of whole blocks are packed, and end with a page.
         """
-        aligned = self._layout.shard_size % DIRECT_ALIGN == 0
-        return np.array([aligned or writing.wanted[g] == self._writes.full for g in fine.tolist()], dtype=np.bool_)
+        if self._layout.shard_size % DIRECT_ALIGN == 0:
+            return np.ones(len(groups), dtype=np.bool_)
+        entire: Bools = np.all(writing.wanted[groups], axis=1)
+        return entire
 
     async def _move(self, writing: Writing[PlaceT]) -> None:
         """Run a chain for each block."""
@@ -408,16 +401,16 @@ class BlockDumper(ABC, Generic[PlaceT]):
 
     async def _settle(self, writing: Writing[PlaceT]) -> None:
         """Give the claims back, clear what holds nothing, report."""
-        empty = np.zeros(len(writing.writes), dtype=np.bool_)
-        for g in np.flatnonzero(writing.failed).tolist():
-            empty[g] = self._writes.failed(writing.writes[g], writing.wanted[g], self._written(writing, g))
-        gone = [writing.writes[g] for g in np.flatnonzero(empty).tolist()]
+        bad = np.flatnonzero(writing.failed)
+        if len(bad):
+            written = self._written(writing, bad)
+            bad = bad[self._writes.failed(writing.entries[bad], writing.wanted[bad], written)]
+        gone = writing.entries[bad]
         try:
-            if gone:
-                await self._clear(writing.ids[empty], gone)
+            if len(gone):
+                await self._clear(np.ascontiguousarray(writing.ids[bad]), gone)
         finally:
-            for write in gone:
-                self._writes.cleared(write)
+            self._writes.cleared(gone)
             self._give_back(writing)
             self._report(writing)
         await self._drop_overtaken(writing)
@@ -425,17 +418,16 @@ class BlockDumper(ABC, Generic[PlaceT]):
 
     def _give_back(self, writing: Writing[PlaceT]) -> None:
         """Give back the claims of what went well."""
-        for g in np.flatnonzero(writing.failed == 0).tolist():
-            if writing.completes[g]:
-                self._writes.committed(writing.writes[g])
-            else:
-                self._writes.shards_in(writing.writes[g], writing.wanted[g])
+        well, whole = writing.failed == 0, writing.completes
+        self._writes.committed(writing.entries[well & whole])
+        if not whole.all():
+            part = well & ~whole
+            self._writes.shards_in(writing.entries[part], writing.wanted[part])
 
-    def _written(self, writing: Writing[PlaceT], g: int) -> int:
-        """Return the shards that a failed group may have spoilt, a bit set."""
-        if writing.lost[g]:
-            return self._writes.full
-        return 0 if writing.failed[g] in (AGAIN, NO_ROOM) else writing.wanted[g]
+    def _written(self, writing: Writing[PlaceT], bad: I64) -> Bools:
+        """Return the shards that the failed groups `bad` may have spoilt: bool, shape (bad, shards)."""
+        unwritten = np.isin(writing.failed[bad], (AGAIN, NO_ROOM))
+        return np.asarray((writing.wanted[bad] & ~unwritten[:, None]) | writing.lost[bad][:, None])
 
     def _report(self, writing: Writing[PlaceT]) -> None:
         for number in np.unique(writing.failed).tolist():
@@ -453,24 +445,30 @@ class BlockDumper(ABC, Generic[PlaceT]):
         if not shards.any() or not (shards := shards & self._known_stored(writing.ids)).any():
             return
         ids = np.ascontiguousarray(writing.ids[shards])
-        for block_id in ids[await self._find_stored(ids)]:
-            await self.discard_partial(block_id.tobytes())
+        await self.discard_partial(ids[await self._find_stored(ids)])
 
     async def _drop_surplus(self) -> None:
         """Forget the incomplete blocks that exceed the bound."""
-        for write in self._writes.surplus():
-            await self.discard_partial(write.block_id)
-            self.transfer.counts["partial_dropped"] += 1
+        surplus = self._writes.surplus()
+        self.transfer.counts["partial_dropped"] += len(surplus)
+        await self.discard_partial(surplus)
 
-    async def discard_partial(self, block_id: bytes) -> None:
-        """Forget an incomplete block and clear its place, unless somebody is writing it."""
-        write = self._writes.close_idle(block_id)
-        if write is not None:
-            ids = np.frombuffer(block_id, dtype=np.uint8).reshape(1, -1)
+    async def discard_partial(self, ids: U8) -> None:
+        """Forget those of the blocks that are incomplete and that nobody is writing, and clear their places."""
+        entries = self._writes.close_idle(ids)
+        if len(entries):
             try:
-                await self._clear(ids, [write])
+                await self._clear(self._writes.ids(entries), entries)
             finally:
-                self._writes.cleared(write)
+                self._writes.cleared(entries)
+
+
+def _wanted(shards: I64, group: I64, wanted: Bools) -> Bools:
+    """Set the shards of rows, (n,), -1 for all of them, in `wanted`, (g, shards), and return that."""
+    whole = shards < 0
+    wanted[group[whole]] = True
+    wanted[group[~whole], shards[~whole]] = True
+    return wanted
 
 
 def _failure(number: int) -> tuple[Status, StoreError]:

@@ -21,7 +21,7 @@ from .transfer import DIRECT_ALIGN
 
 if TYPE_CHECKING:
     from .dumping import Writing
-    from .writes import BlockWrite
+    from .writes import BlockWrites
 
 __all__ = ["encoded_bytes", "keep_checksums", "note_encoded", "plan_encoded_writes"]
 
@@ -35,23 +35,25 @@ def encoded_bytes(layout: BlockLayout, encoded: EncodedRows) -> I64:
     return np.asarray(layout.header_bytes + -(-used // HEADER_ALIGN) * HEADER_ALIGN)
 
 
-def note_encoded(layout: BlockLayout, writing: Writing[Any]) -> None:
+def note_encoded(layout: BlockLayout, writes: BlockWrites, writing: Writing[Any]) -> None:
     """Keep what the headers will say of claimed shards, and how long the files will be.
 
     A block whose shards do not fit under one header fails, and nothing of it is kept.
     """
     encoded: EncodedRows | None = writing.batch.encoded
+    if encoded is None and not writes.encoded:
+        return
     nbytes = [] if encoded is None else encoded_bytes(layout, encoded).tolist()
     for row, g in zip(writing.rows.tolist(), writing.group.tolist(), strict=True):
-        write, shard = writing.writes[g], int(writing.batch.shards[row])
+        entry, shard = int(writing.entries[g]), int(writing.batch.shards[row])
         if encoded is None:
-            if write.encoded is not None:  # begun by a stage above that has been replaced since
-                _note_plain(layout, write, shard)
+            if entry in writes.encoded:  # begun by a stage above that has been replaced since
+                _note_plain(layout, writes, entry, shard)
         elif shard < 0:
-            write.encoded = encoded.rows(slice(row, row + 1))
-            if not write.reserved:
-                write.file_bytes = nbytes[row]
-        elif not _note_shard(layout, write, shard, encoded.rows(slice(row, row + 1))):
+            writes.encoded[entry] = encoded.rows(slice(row, row + 1))
+            if not writes.reserved[entry]:
+                writes.file_bytes[entry] = nbytes[row]
+        elif not _note_shard(layout, writes, entry, shard, encoded.rows(slice(row, row + 1))):
             writing.failed[g], writing.lost[g] = MIXED, True
 
 
@@ -63,23 +65,21 @@ def _plain_rows(layout: BlockLayout) -> EncodedRows:
     return rows
 
 
-def _note_plain(layout: BlockLayout, write: BlockWrite, shard: int) -> None:
+def _note_plain(layout: BlockLayout, writes: BlockWrites, entry: int, shard: int) -> None:
     if shard < 0:
-        write.encoded, write.file_bytes = None, layout.file_bytes
+        del writes.encoded[entry]
+        writes.file_bytes[entry] = layout.file_bytes
         return
-    assert write.encoded is not None
-    plain = _plain_rows(layout)
-    for now, then in ((write.encoded.codecs, plain.codecs), (write.encoded.lengths, plain.lengths)):
+    known, plain = writes.encoded[entry], _plain_rows(layout)
+    for now, then in ((known.codecs, plain.codecs), (known.lengths, plain.lengths)):
         now[0, shard] = then[0, shard]
 
 
-def _note_shard(layout: BlockLayout, write: BlockWrite, shard: int, one: EncodedRows) -> bool:
+def _note_shard(layout: BlockLayout, writes: BlockWrites, entry: int, shard: int, one: EncodedRows) -> bool:
     """Note one shard; False if its parameters are not those of the others."""
-    if write.encoded is None:
-        write.encoded = _plain_rows(layout)
-    if not write.reserved:
-        write.file_bytes = layout.file_bytes
-    known = write.encoded
+    known = writes.encoded.setdefault(entry, _plain_rows(layout))
+    if not writes.reserved[entry]:
+        writes.file_bytes[entry] = layout.file_bytes
     if one.codecs[0, 0] != RAW:
         others = known.codecs[0] != RAW
         others[shard] = False
@@ -92,14 +92,14 @@ def _note_shard(layout: BlockLayout, write: BlockWrite, shard: int, one: Encoded
     return True
 
 
-def keep_checksums(writing: Writing[Any]) -> None:
+def keep_checksums(writes: BlockWrites, writing: Writing[Any]) -> None:
     """Keep the checksums, which the stage above has taken."""
     encoded = writing.batch.encoded
     assert encoded is not None
-    for row, g in zip(writing.rows.tolist(), writing.group.tolist(), strict=True):
-        if not writing.failed[g]:
-            at = max(int(writing.batch.shards[row]), 0)
-            writing.writes[g].checksums[at : at + encoded.checksums.shape[1]] = encoded.checksums[row]
+    keep = writing.failed[writing.group] == 0
+    rows, entries = writing.rows[keep], writing.entries[writing.group[keep]]
+    at = np.maximum(writing.batch.shards[rows], 0)[:, None] + np.arange(encoded.checksums.shape[1])
+    writes.checksums[entries[:, None], at] = encoded.checksums[rows]
 
 
 def plan_encoded_writes(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...blocks.dumping import AGAIN, NO_ROOM, BlockDumper, Writing
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
-from ...blocks.writes import BlockWrite, BlockWrites
+from ...blocks.writes import BlockWrites
 from ...engines import requests as rq
 from ...space import WEIGHT_DUMP
 from ...types import I64, U8, U64, Bools
@@ -102,41 +102,41 @@ class Dumper(BlockDumper[OwnFiles]):
 
     async def _make_room(self, writing: Writing[OwnFiles]) -> None:
         """Reserve what the files will take; for blocks that are begun, that was done with the first shard."""
-        new = np.array([not write.reserved for write in writing.writes], dtype=np.bool_)
+        writes = self._writes
+        new = ~writes.reserved[writing.entries]
         if not new.any():
             return
         patience_s = min(ROOM_PATIENCE_S, writing.batch.patience_s())
         groups = np.flatnonzero(new & (writing.failed == 0))
-        backend, sizes = writing.place.backend[groups], _sizes(writing.writes, groups)
+        entries, backend = writing.entries[groups], writing.place.backend[groups]
+        sizes = writes.file_bytes[entries]
         granted = await self._space.reserve(backend, sizes, patience_s)
         # While this waited, another batch may have got room for its own shards of the same block.
-        twice = np.array([writing.writes[g].reserved for g in groups.tolist()], dtype=np.bool_)
+        twice = writes.reserved[entries]
         self._space.release(backend[granted & twice], sizes[granted & twice])
         granted |= twice
-        for g in groups[granted].tolist():
-            writing.writes[g].reserved = True
+        writes.reserved[entries[granted]] = True
         writing.failed[groups[~granted]] = NO_ROOM
         self.transfer.counts["refused"] += int((~granted).sum())
 
     def _has_name(self, writing: Writing[OwnFiles], groups: I64) -> None:
         """Account for files that have got their names."""
-        for g in groups.tolist():
-            writing.writes[g].reserved = False
-        self._space.commit(writing.place.backend[groups], _sizes(writing.writes, groups))
+        entries = writing.entries[groups]
+        self._writes.reserved[entries] = False
+        self._space.commit(writing.place.backend[groups], self._writes.file_bytes[entries])
 
-    async def _remove_own(self, ids: U8, backend: I64, writes: list[BlockWrite]) -> None:
+    async def _remove_own(self, ids: U8, backend: I64, entries: I64) -> None:
         """Remove this writer's files, and give back their room."""
 
         def gone(which: Bools) -> None:
-            for write, one in zip(writes, which.tolist(), strict=True):
-                write.reserved &= not one
-            self._space.release(backend[which], _sizes(writes, np.flatnonzero(which)))
+            self._writes.reserved[entries[which]] = False
+            self._space.release(backend[which], self._writes.file_bytes[entries[which]])
 
         await self._files.unlink_own(ids, backend, self.transfer.pool, gone)
 
     # ---- chains
 
-    def _locate(self, ids: U8, writes: list[BlockWrite]) -> OwnFiles:
+    def _locate(self, ids: U8) -> OwnFiles:
         backend = choose_backend(ids, self._seeds)
         return OwnFiles(backend, self._known.removals, np.zeros(len(ids), dtype=np.int64))
 
@@ -153,7 +153,7 @@ class Dumper(BlockDumper[OwnFiles]):
         opened = self._files.put_open_to_write(table[:, 0], ids, backend, self._fits_direct(writing, fine))
         reserve = table[:, 1]
         reserve["opcode"] = rq.OP_FALLOCATE | rq.FLAG_LINK
-        reserve["length"] = _sizes(writing.writes, fine)
+        reserve["length"] = self._writes.file_bytes[writing.entries[fine]]
         if writing.batch.durability == "synced":
             table["opcode"][:, -3] = rq.OP_FDATASYNC | rq.FLAG_LINK | rq.FLAG_IF_WELL
         table["opcode"][:, -2] = rq.OP_CLOSE | rq.FLAG_LINK
@@ -186,8 +186,7 @@ class Dumper(BlockDumper[OwnFiles]):
             await self._commit_in_new_homes(writing, whole, homeless, result)
         lost = result == -errno.EEXIST  # another writer committed the block meanwhile; its copy is as good
         if lost.any():
-            losers = [writing.writes[g] for g in whole[lost].tolist()]
-            await self._remove_own(ids[lost], backend[lost], losers)
+            await self._remove_own(ids[lost], backend[lost], writing.entries[whole[lost]])
             counts["commits_lost"] += int(lost.sum())
         done = result == 0
         counts["commits"] += int(done.sum())
@@ -213,16 +212,11 @@ class Dumper(BlockDumper[OwnFiles]):
         ids, backend = writing.ids[groups], writing.place.backend[groups]
         await self._files.commit_in_new_homes(ids, backend, self.transfer.pool, then)
 
-    async def _clear(self, ids: U8, writes: list[BlockWrite]) -> None:
-        begun = np.array([write.reserved for write in writes], dtype=np.bool_)  # the others have no file
+    async def _clear(self, ids: U8, entries: I64) -> None:
+        begun = self._writes.reserved[entries]  # the others have no file
         if begun.any():
             ids = ids[begun]
-            await self._remove_own(ids, choose_backend(ids, self._seeds), [w for w in writes if w.reserved])
+            await self._remove_own(ids, choose_backend(ids, self._seeds), entries[begun])
 
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-
-
-def _sizes(writes: list[BlockWrite], which: I64) -> I64:
-    """Bytes that the files of some blocks take."""
-    return np.array([writes[g].file_bytes for g in which.tolist()], dtype=np.int64)

@@ -230,8 +230,7 @@ class PosixStage(Stage):
         if not len(ids):
             return
         await self._space.remove(ids)
-        for block_id in ids:
-            await self._dumper.discard_partial(block_id.tobytes())
+        await self._dumper.discard_partial(ids)
         self._known.removed(ids)
         self._space.manager.forget(ids)
 

@@ -13,7 +13,7 @@ import numpy as np
 from ...blocks.dumping import AGAIN, NO_ROOM, BlockDumper, Writing
 from ...blocks.layout import BlockLayout
 from ...blocks.transfer import Transfer
-from ...blocks.writes import BlockWrite, BlockWrites
+from ...blocks.writes import BlockWrites
 from ...engines import requests as rq
 from ...space import WEIGHT_DUMP
 from ...types import I64, U8, U64, Bools
@@ -83,7 +83,7 @@ class Dumper(BlockDumper[Place]):
 
     # ---- room
 
-    def _locate(self, ids: U8, writes: list[BlockWrite]) -> Place:
+    def _locate(self, ids: U8) -> Place:
         return self._slabs.place_to_write(ids)
 
     async def _make_room(self, writing: Writing[Place]) -> None:
@@ -94,31 +94,29 @@ class Dumper(BlockDumper[Place]):
 
     async def _take_slots(self, writing: Writing[Place]) -> None:
         backend = writing.place.backend
-        new = np.array([write.slot < 0 for write in writing.writes], dtype=np.bool_)
+        new = self._writes.slot[writing.entries] < 0
         writing.failed[self._slabs.dead[backend]] = errno.EIO
         for position in np.unique(backend[new & (writing.failed == 0)]).tolist():
             groups = np.flatnonzero(new & (backend == position))
             taken, why = await self._take(position, len(groups), writing.batch.patience_s())
-            for g, slot in zip(groups.tolist(), taken.tolist(), strict=False):
-                writing.writes[g].slot = slot
+            self._writes.slot[writing.entries[groups[: len(taken)]]] = taken
             writing.failed[groups[len(taken) :]] = why
             self.transfer.counts["refused"] += len(groups) - len(taken)
 
     def _slots(self, writing: Writing[Place], groups: I64) -> I64:
-        return np.array([writing.writes[g].slot for g in groups.tolist()], dtype=np.int64)
+        return np.asarray(self._writes.slot[writing.entries[groups]])
 
     # ---- chains
 
     def _aim(self, writing: Writing[Place], writes: rq.Requests, owner: I64) -> None:
         backend, slots = writing.place.backend[owner], self._slots(writing, owner)
-        groups, mine = np.unique(owner, return_inverse=True)
-        writes["fd"] = self._slabs.descriptors(backend, slots, self._fits_direct(writing, groups)[mine])
+        writes["fd"] = self._slabs.descriptors(backend, slots, self._fits_direct(writing, owner))
         writes["offset"] += self._slabs.offsets(backend, slots)
         writing.place.several |= np.bincount(owner, minlength=len(writing.ids)) > 1
 
     def _put_ends(self, writing: Writing[Place], fine: I64, table: rq.Requests) -> object:
         """Mark slots that will hold half a block: what is in them begins with the header of one that was evicted."""
-        begins = np.array([not writing.writes[g].done for g in fine.tolist()], dtype=np.bool_)
+        begins = ~self._writes.done[writing.entries[fine]].any(axis=1)
         rows = np.flatnonzero(begins & (writing.place.several[fine] | ~writing.completes[fine]))
         if len(rows):
             groups = fine[rows]
@@ -147,26 +145,24 @@ class Dumper(BlockDumper[Place]):
         done, lost = outcome == PUBLISHED, outcome == ELSEWHERE
         writing.lost[whole] = True
         writing.failed[whole[~done & ~lost]] = NO_ROOM
-        for g in whole[done].tolist():
-            writing.writes[g].slot = -1
+        self._writes.slot[writing.entries[whole[done]]] = -1
         self.transfer.counts["commits"] += int(done.sum())
         self._touch(np.ascontiguousarray(ids[done | lost]), WEIGHT_DUMP)
         if not lost.any():
             return
         self.transfer.counts["commits_lost"] += int(lost.sum())  # another writer's copy is as good
-        await self._give_slots([writing.writes[g] for g in whole[lost].tolist()], backend[lost])
+        await self._give_slots(writing.entries[whole[lost]], backend[lost])
         if writing.batch.durability == "synced":
             result = await self._sync_stored(np.ascontiguousarray(ids[lost]))
             writing.failed[whole[lost]] = np.where(result == -errno.ENOENT, AGAIN, -result)
 
-    async def _clear(self, ids: U8, writes: list[BlockWrite]) -> None:
-        await self._give_slots(writes, self._slabs.choose(ids))
+    async def _clear(self, ids: U8, entries: I64) -> None:
+        await self._give_slots(entries, self._slabs.choose(ids))
 
-    async def _give_slots(self, writes: list[BlockWrite], backend: I64) -> None:
+    async def _give_slots(self, entries: I64, backend: I64) -> None:
         """Give back the slots of blocks that are given up."""
-        slots = np.array([write.slot for write in writes], dtype=np.int64)
-        for write in writes:
-            write.slot = -1
+        slots = self._writes.slot[entries]
+        self._writes.slot[entries] = -1
         begun = slots >= 0
         bad = begun & self._syncs.distrusted(backend, np.maximum(slots, 0))
         self._slabs.spoil(backend[bad], slots[bad])

@@ -232,8 +232,7 @@ class SlabStage(Stage):
         if not len(ids):
             return
         await self._space.remove_blocks(ids)
-        for block_id in ids:
-            await self._dumper.discard_partial(block_id.tobytes())
+        await self._dumper.discard_partial(ids)
         self._manager.forget(ids)
 
     # ---- what happened
