@@ -266,6 +266,9 @@ class Lower(Protocol):
     async def lookup(self, ids: U8) -> Bools:
         """See `Stage.lookup`."""
 
+    async def holds(self, ids: U8) -> Bools:
+        """See `Stage.holds`."""
+
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `Stage.lookup_on_prefix`."""
 
@@ -348,6 +351,14 @@ class Stage(AsyncResource):
     @abstractmethod
     async def lookup(self, ids: U8) -> Bools:
         """Tell for each id, shape (n, 16), whether its whole block is stored here or below."""
+
+    async def holds(self, ids: U8) -> Bools:
+        """Tell which blocks, uint8 (n, 16), need not be dumped again: as `lookup`, but worth a promise.
+
+        Whoever leaves out a dump because a block is there asks this. It looks twice where a crash of the machine may
+        have left a name without its bytes.
+        """
+        return await self.lookup(ids)
 
     async def lookup_on_prefix(self, ids: U8) -> int:
         """Index of the last block of the longest stored prefix of `ids`, -1 if none."""

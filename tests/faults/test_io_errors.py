@@ -389,7 +389,7 @@ async def test_two_shards_of_a_block_fail_together(store: ucm.Store) -> None:
 async def test_a_shard_that_comes_too_late(store: ucm.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others store its block while it is about to begin: what it writes is of no use, and does not stay."""
     dumper = stage_of(store)._dumper
-    look, go = dumper._find_stored, asyncio.Event()
+    look, go = dumper.find_stored, asyncio.Event()
     looked = False
 
     async def late(ids: Array) -> Any:
@@ -400,7 +400,7 @@ async def test_a_shard_that_comes_too_late(store: ucm.Store, monkeypatch: pytest
             await go.wait()
         return found
 
-    monkeypatch.setattr(dumper, "_find_stored", late)
+    monkeypatch.setattr(dumper, "find_stored", late)
     rows, shards, data = by_shard(IDS[:1])
     shard = store.dump(rows[:1], shards[:1], data[:1])
     await until(lambda: looked)

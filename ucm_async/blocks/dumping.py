@@ -111,7 +111,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
     # ---- what a stage knows
 
     @abstractmethod
-    async def _find_stored(self, ids: U8) -> Bools:
+    async def find_stored(self, ids: U8) -> Bools:
         """Tell which blocks are stored already."""
 
     @abstractmethod
@@ -200,7 +200,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
         """Report the rows of blocks that are stored already; returns the others."""
         first, group = group_rows(batch.ids[rows])
         ids = np.ascontiguousarray(batch.ids[rows[first]])
-        stored = await self._find_stored(ids)
+        stored = await self.find_stored(ids)
         if stored.any():
             stored[stored] = await self._report_stored(batch, rows[stored[group]], ids[stored])
         rest: I64 = rows[~stored[group]]
@@ -445,7 +445,7 @@ class BlockDumper(ABC, Generic[PlaceT]):
         if not shards.any() or not (shards := shards & self._known_stored(writing.ids)).any():
             return
         ids = np.ascontiguousarray(writing.ids[shards])
-        await self.discard_partial(ids[await self._find_stored(ids)])
+        await self.discard_partial(ids[await self.find_stored(ids)])
 
     async def _drop_surplus(self) -> None:
         """Forget the incomplete blocks that exceed the bound."""

@@ -28,6 +28,10 @@ from .sharedmemory import SharedMemory
 __all__ = ["System", "current_system", "use_system"]
 
 
+CLOCK_SLACK_S: Final = 60.0
+"""So far the clock may be set after the machine has started, without a file of before being taken for one of after."""
+
+
 class System:
     """The real one: the calls of `os` by their own names, and no engines but the usual ones.
 
@@ -83,6 +87,10 @@ class System:
     def boot_name(self) -> str:
         """Return a name that is another one each time the machine starts."""
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def started(self) -> float:
+        """Return when the machine was running for sure, as file times tell it: about a minute after its start."""
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + CLOCK_SLACK_S
 
     def now(self) -> float:
         """Return the time in seconds since the epoch: what file times are compared with."""

@@ -184,6 +184,10 @@ class Operator:
         """See `ucm_async.abc.Stage.lookup`."""
         return await self._inside(lambda stage: stage.lookup(ids))
 
+    async def holds(self, ids: U8) -> Bools:
+        """See `ucm_async.abc.Stage.holds`."""
+        return await self._inside(lambda stage: stage.holds(ids))
+
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `ucm_async.abc.Stage.lookup_on_prefix`."""
         return await self._inside(lambda stage: stage.lookup_on_prefix(ids))

@@ -178,7 +178,7 @@ class ShardDumps:
         if not new.any():
             return rows
         stored = np.zeros(len(first), dtype=np.bool_)
-        stored[new] = await self._lower.lookup(np.ascontiguousarray(ids[new]))
+        stored[new] = await self._lower.holds(np.ascontiguousarray(ids[new]))
         theirs = rows[stored[group]]
         if len(theirs) and batch.durability == "synced":
             batch.report(theirs, await self._bypass.dump(batch, theirs, "synced"))

@@ -54,7 +54,7 @@ class Encoder:
         if not len(rows):
             return rows
         first, group = group_blocks(np.ascontiguousarray(batch.ids[rows]))
-        stored = await self.means.lower.lookup(np.ascontiguousarray(batch.ids[rows[first]]))
+        stored = await self.means.lower.holds(np.ascontiguousarray(batch.ids[rows[first]]))
         if not stored.any():
             return rows
         self.means.counts["already_stored"] += int(stored.sum())

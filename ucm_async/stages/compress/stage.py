@@ -101,6 +101,10 @@ class CompressStage(Stage):
         """See `ucm_async.abc.Stage.lookup`."""
         return await self._lower.lookup(ids)
 
+    async def holds(self, ids: U8) -> Bools:
+        """See `ucm_async.abc.Stage.holds`."""
+        return await self._lower.holds(ids)
+
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `ucm_async.abc.Stage.lookup_on_prefix`."""
         return await self._lower.lookup_on_prefix(ids)

@@ -20,6 +20,7 @@ from ...types import I64, U8, U64, Bools
 from .known import KnownBlocks
 from .layout import choose_backend
 from .space import BlockSpace
+from .survivors import Survivors
 
 __all__ = ["Dumper"]
 
@@ -60,6 +61,7 @@ class Dumper(BlockDumper[OwnFiles]):
         seeds: U64,
         known: KnownBlocks,
         space: BlockSpace,
+        survivors: Survivors,
         transfer: Transfer,
         writes: BlockWrites,
     ) -> None:
@@ -68,14 +70,18 @@ class Dumper(BlockDumper[OwnFiles]):
         self._seeds = seeds
         self._known = known
         self._space = space
+        self._survivors = survivors
 
     # ---- blocks that are there
 
-    async def _find_stored(self, ids: U8) -> Bools:
+    async def find_stored(self, ids: U8) -> Bools:
+        """See `BlockDumper.find_stored`."""
         backend = choose_backend(ids, self._seeds)
         removals = self._known.removals
         size = await self._files.stat(ids, backend, self.transfer.pool)
         stored = self._space.is_block(size)
+        there = np.flatnonzero(stored)
+        stored[there[await self._survivors.torn(ids[there], backend[there], size[there])]] = False
         damaged = (size >= 0) & ~stored
         if damaged.any():  # else it would keep its place for ever: a commit never replaces
             async with self._space.manager.changing():

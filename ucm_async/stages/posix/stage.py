@@ -25,6 +25,7 @@ from .known import KnownBlocks
 from .layout import backend_seeds, choose_backend
 from .load import Loader
 from .space import BlockSpace
+from .survivors import Survivors
 
 __all__ = ["PosixStage"]
 
@@ -139,7 +140,8 @@ class PosixStage(Stage):
         if ExpressLoads.serves(self._layout) and not self.above_encodes:
             touch = space.manager.touch
             self._express = ExpressLoads(self._layout, namespace, self._backends, self._seeds, known, touch, load)
-        self._dumper = Dumper(self._layout, namespace, self._seeds, known, space, dump, self._writes)
+        survivors = Survivors(namespace, self._backends, space.files, dump)
+        self._dumper = Dumper(self._layout, namespace, self._seeds, known, space, survivors, dump, self._writes)
         space.transfer = dump
         space.in_transfer = self._in_transfer
 
@@ -204,6 +206,10 @@ class PosixStage(Stage):
             found[unknown] = await self._ask(np.ascontiguousarray(ids[unknown]))
         self._space.manager.touch(ids[found] if len(unknown) else ids, WEIGHT_LOOKUP)
         return found
+
+    async def holds(self, ids: U8) -> Bools:
+        """See `ucm_async.abc.Stage.holds`."""
+        return await self._dumper.find_stored(ids)
 
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `ucm_async.abc.Stage.lookup_on_prefix`. Asks segment by segment, no further than the first miss."""

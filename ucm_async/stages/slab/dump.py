@@ -51,7 +51,8 @@ class Dumper(BlockDumper[Place]):
 
     # ---- blocks that are there
 
-    async def _find_stored(self, ids: U8) -> Bools:
+    async def find_stored(self, ids: U8) -> Bools:
+        """See `BlockDumper.find_stored`."""
         slots, _ = self._slabs.find(ids, self._slabs.choose(ids), stamp_now())
         stored: Bools = slots >= 0
         self._touch(np.ascontiguousarray(ids[stored]), WEIGHT_DUMP)

@@ -70,6 +70,8 @@ class SimulatedDisk:
         Nothing completes before this time, on the clock of the loop.
     power_cuts
         How often the power was cut.
+    writes_at_start
+        How many writes there had been when the machine started last.
     on_growth
         Called whenever a file has got more space, notes and locks left out.
     shared
@@ -89,6 +91,7 @@ class SimulatedDisk:
         self.lies = 0
         self.hung_until_s = 0.0
         self.power_cuts = 0
+        self.writes_at_start = 0
         self.on_growth: Callable[[], None] = _nothing
         self.shared: dict[str, Segment] = {}
         self._writes = 0
@@ -355,6 +358,7 @@ class SimulatedDisk:
         seen: set[int] = set()
         self._restore(self.root, seen)
         self.power_cuts += 1
+        self.writes_at_start = self._writes
         self.faults.struck["power_cut"] += 1
 
     def _restore(self, directory: Directory, seen: set[int]) -> None:

@@ -239,6 +239,10 @@ class SimulatedProcess(System):
         """See `System.boot_name`."""
         return f"boot {self._live().power_cuts}"
 
+    def started(self) -> float:
+        """See `System.started`."""
+        return BOOT_S + (self._live().writes_at_start + 0.5) * 1e-6
+
     def now(self) -> float:
         """See `System.now`: simulated time."""
         return BOOT_S + asyncio.get_running_loop().time()
