@@ -97,10 +97,10 @@ class Dumper(BlockDumper[Place]):
         backend = writing.place.backend
         new = self._writes.slot[writing.entries] < 0
         writing.failed[self._slabs.dead[backend]] = errno.EIO
-        for position in np.unique(backend[new & (writing.failed == 0)]).tolist():
+        for position in np.flatnonzero(np.bincount(backend[new & (writing.failed == 0)])).tolist():
             groups = np.flatnonzero(new & (backend == position))
             taken, why = await self._take(position, len(groups), writing.batch.patience_s())
-            self._writes.slot[writing.entries[groups[: len(taken)]]] = taken
+            self._writes.slot[writing.entries[groups[: len(taken)]]] = np.sort(taken)  # neighbours become one write
             writing.failed[groups[len(taken) :]] = why
             self.transfer.counts["refused"] += len(groups) - len(taken)
 
