@@ -44,6 +44,11 @@ NO_ROOM: Final = -2
 CLAIM_PATIENCE_S: Final = 0.05
 """Who waits for what another task writes looks this often whether its own still wants it."""
 
+FIRST_PART_BYTES: Final = 8 << 20
+PART_BYTES: Final = 32 << 20
+"""A batch is written in parts of so many bytes, one after another: while one is with the disk, the next ones, of other
+batches, are prepared. The first part is smaller, so that an idle disk has something to do soon."""
+
 _NONE: Final = np.zeros(0, dtype=np.int64)
 
 
@@ -164,11 +169,12 @@ class BlockDumper(ABC, Generic[PlaceT]):
             batch.report(~live, Status.CANCELLED)  # their task has settled: nobody sees this
         if (batch.shards >= 0).any():  # shards of one block may be anywhere in the batch
             rows = rows[np.lexsort((batch.shards[rows], *batch.ids[rows].view(np.uint64).T))]
-        step = max(1, self.transfer.slots_for(batch).slots // 2)  # others wait for slots, too
+        blocks_max = max(1, self.transfer.slots_for(batch).slots // 2)  # others wait for slots, too
+        part_bytes = FIRST_PART_BYTES
         while len(rows):
-            first, _ = group_rows(batch.ids[rows])
-            cut = int(first[step]) if len(first) > step else len(rows)
+            cut = _cut(batch.ids[rows], blocks_max, part_bytes // int(batch.piece_sizes.sum()))
             part, rows = rows[:cut], rows[cut:]
+            part_bytes = PART_BYTES
             while len(part):
                 part = await self._dump_rows(batch, part)
                 if len(part):
@@ -430,6 +436,9 @@ class BlockDumper(ABC, Generic[PlaceT]):
         return np.asarray((writing.wanted[bad] & ~unwritten[:, None]) | writing.lost[bad][:, None])
 
     def _report(self, writing: Writing[PlaceT]) -> None:
+        if not writing.failed.any():
+            writing.batch.report(writing.rows, Status.OK)
+            return
         for number in np.unique(writing.failed).tolist():
             rows = writing.rows[(writing.failed == number)[writing.group]]
             if number == 0:
@@ -461,6 +470,14 @@ class BlockDumper(ABC, Generic[PlaceT]):
                 await self._clear(self._writes.ids(entries), entries)
             finally:
                 self._writes.cleared(entries)
+
+
+def _cut(ids: U8, blocks_max: int, rows_max: int) -> int:
+    """Return how many rows, of ids (n, 16), come next: whole groups, and one at least."""
+    first, _ = group_rows(ids)
+    ends = np.append(first[1:], len(ids))
+    groups = min(blocks_max, int(np.searchsorted(ends, rows_max, side="right")))
+    return int(ends[max(groups, 1) - 1])
 
 
 def _wanted(shards: I64, group: I64, wanted: Bools) -> Bools:

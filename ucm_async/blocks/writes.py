@@ -176,17 +176,18 @@ class BlockWrites:
 
     # ---- entries
 
-    def _add(self, ids: U8, names: list[bytes]) -> list[int]:
+    def _add(self, ids: U8, names: list[bytes]) -> I64:
         while len(self._free) < len(names):
             self._grow()
         entries = self._free[-len(names) :]
         del self._free[-len(names) :]
         self._entries.update(zip(names, entries, strict=True))
-        self._ids[entries] = ids
+        at = np.array(entries)
+        self._ids[at] = ids
         for column in (self.done, self.busy, self.checksums, self.reserved, self.file_bytes):
-            column[entries] = 0
-        self.slot[entries] = -1
-        return entries
+            column[at] = 0
+        self.slot[at] = -1
+        return at
 
     def _grow(self) -> None:
         """Make every column twice as long."""

@@ -62,9 +62,11 @@ def ids_among(ids: U8, others: list[U8]) -> Bools:
 
     Ids are compared by one word each: once in 2^64 another id is taken for the same.
     """
-    if not others:
+    if not sum(map(len, others)):
         return np.zeros(len(ids), dtype=np.bool_)
-    return np.isin(_words(ids), _words(np.concatenate(others)))
+    among, words = np.sort(_words(np.concatenate(others))), _words(ids)
+    at = np.searchsorted(among, words)  # which takes a fifth of the time of `numpy.isin`
+    return np.asarray(among[np.minimum(at, len(among) - 1)] == words)
 
 
 def _words(ids: U8) -> U64:

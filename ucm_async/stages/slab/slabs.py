@@ -308,7 +308,7 @@ class Slabs:
         """Return each backend that occurs, and where."""
         if self._alone is not None:
             return [(self._alone, np.arange(len(backend)))]
-        positions = np.unique(backend).tolist()
+        positions = np.flatnonzero(np.bincount(backend)).tolist()
         there = [(self.slabs[position], np.flatnonzero(backend == position)) for position in positions]
         return [(slab, rows) for slab, rows in there if slab is not None]
 
