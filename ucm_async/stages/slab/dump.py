@@ -17,7 +17,8 @@ from ...blocks.writes import BlockWrite, BlockWrites
 from ...engines import requests as rq
 from ...space import WEIGHT_DUMP
 from ...types import I64, U8, U64, Bools
-from .load import Touch
+from .doubts import Doubts
+from .load import SetAside, Touch
 from .slabs import ELSEWHERE, PUBLISHED, Place, Slabs, stamp_now
 from .syncing import Syncs
 
@@ -39,6 +40,7 @@ class Dumper(BlockDumper[Place]):
         slabs: Slabs,
         touch: Touch,
         take: TakeSlots,
+        set_aside: SetAside,
         transfer: Transfer,
         writes: BlockWrites,
     ) -> None:
@@ -46,6 +48,8 @@ class Dumper(BlockDumper[Place]):
         self._slabs = slabs
         self._touch = touch
         self._take = take
+        self._set_aside = set_aside
+        self._doubts = Doubts(namespace, slabs, transfer)
         self._syncs = Syncs(slabs)
         self._turn = asyncio.Lock()
 
@@ -53,8 +57,15 @@ class Dumper(BlockDumper[Place]):
 
     async def find_stored(self, ids: U8) -> Bools:
         """See `BlockDumper.find_stored`."""
-        slots, _ = self._slabs.find(ids, self._slabs.choose(ids), stamp_now())
+        backend = self._slabs.choose(ids)
+        slots, words = self._slabs.find(ids, backend, stamp_now())
         stored: Bools = slots >= 0
+        there = np.flatnonzero(stored)
+        torn = there[await self._doubts.torn(ids[there], backend[there], slots[there], words[there])]
+        if len(torn):
+            for g in torn.tolist():
+                await self._set_aside(int(backend[g]), int(slots[g]), int(words[g]), ids[g : g + 1])
+            stored[torn] = False
         self._touch(np.ascontiguousarray(ids[stored]), WEIGHT_DUMP)
         return stored
 
