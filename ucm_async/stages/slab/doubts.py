@@ -42,7 +42,7 @@ class Doubts:
         }
 
     async def torn(self, ids: U8, backend: I64, slots: I64, words: U64) -> Bools:
-        """Tell which of some stored blocks are not there as a whole: bool, shape (n,).
+        """Tell which of some stored blocks are not there, or no more, as a whole: bool, shape (n,).
 
         One that cannot be read at present is not said to be torn.
         """
@@ -57,7 +57,7 @@ class Doubts:
             put_ends = partial(self._put_ends, backend[some], slots[some])
             verdict = await look_at_blocks(ids[some], sizes, self._namespace, self._transfer, put_ends)
             same = self._slabs.words(backend[some], slots[some]) == words[some]
-            torn[some[same & (verdict == TORN)]] = True
+            torn[some[~same | (verdict == TORN)]] = True  # a load may have set it aside meanwhile
             self._note(backend[some], slots[some], np.where(same & (verdict == SOUND), words[some], np.uint64(0)))
         return torn
 

@@ -79,8 +79,7 @@ class Dumper(BlockDumper[Place]):
         slots, words = slabs.find(ids, backend)
         result = np.full(len(ids), -errno.ENOENT)
         lost = (slots >= 0) & self._syncs.distrusted(backend, np.maximum(slots, 0))
-        self._drop(backend[lost], slots[lost], words[lost])  # to be written anew
-        there = np.flatnonzero((slots >= 0) & ~lost)
+        there = np.flatnonzero((slots >= 0) & ~lost)  # the others are written anew, and replaced then
         result[there] = await self._syncs.sync(backend[there], slots[there], self.transfer.pool)
         bad, good = there[result[there] < 0], there[result[there] == 0]
         self._drop(backend[bad], slots[bad], words[bad])
@@ -156,6 +155,9 @@ class Dumper(BlockDumper[Place]):
     async def _publish(self, writing: Writing[Place], whole: I64) -> None:
         ids, backend, slots = writing.ids[whole], writing.place.backend[whole], self._slots(writing, whole)
         outcome = self._slabs.publish(backend, slots, ids)
+        there = np.flatnonzero(outcome == ELSEWHERE)
+        if len(there) and writing.batch.durability == "synced":
+            outcome[there] = self._replace_distrusted(backend[there], slots[there], ids[there])
         done, lost = outcome == PUBLISHED, outcome == ELSEWHERE
         writing.lost[whole] = True
         writing.failed[whole[~done & ~lost]] = NO_ROOM
@@ -170,6 +172,15 @@ class Dumper(BlockDumper[Place]):
         if writing.batch.durability == "synced":
             result = await self._sync_stored(np.ascontiguousarray(ids[lost]))
             writing.failed[whole[lost]] = np.where(result == -errno.ENOENT, AGAIN, -result)
+
+    def _replace_distrusted(self, backend: I64, slots: I64, ids: U8) -> U8:
+        """Publish synced blocks in the place of copies that cannot be synced any more; others' copies stay."""
+        old, words = self._slabs.find(ids, backend)
+        lost = (old >= 0) & self._syncs.distrusted(backend, np.maximum(old, 0))
+        self._drop(backend[lost], old[lost], words[lost])
+        outcome = np.full(len(ids), ELSEWHERE, dtype=np.uint8)
+        outcome[lost] = self._slabs.publish(backend[lost], slots[lost], ids[lost])
+        return outcome
 
     async def _clear(self, ids: U8, writes: list[BlockWrite]) -> None:
         await self._give_slots(writes, self._slabs.choose(ids))

@@ -309,4 +309,5 @@ class Slab:
 
 TAKEN: Final = 2
 STORED: Final = 3
+BAD: Final = 4
 """States of slots, as `SlotTable.scan` tells them."""

@@ -20,7 +20,8 @@ NONE, STORED, SYNCED = range(3)
 _LEVELS: Final[dict[Durability, int]] = {"cached": NONE, "stored": STORED, "synced": SYNCED}
 _SYNCS: Final = ("sync_error",)
 _NO_SPACE: Final = ("short_write", "no_space")
-_NO_SEGMENT: Final = (*_NO_SPACE, "slow", "hang", "file_error", "write_error", "sync_error")
+_LATE: Final = ("slow", "hang")
+_NO_SEGMENT: Final = (*_NO_SPACE, *_LATE, "file_error", "write_error", "sync_error")
 """Why no segment may be made, or not while a dump waits for it."""
 
 
@@ -403,6 +404,7 @@ class Model:
             Status.TIMEOUT: self._now_s() >= asked.until_s - 1e-9,
             Status.CANCELLED: asked.cancelled,
             Status.IO_ERROR: faults.count(HONEST) > asked.errors,
+            Status.BUSY: verb == "dump" and self._grows and faults.count(_LATE) > 0,
             Status.NO_SPACE: verb == "dump" and (self._bounded or faults.count(_NO_SPACE) > asked.refusals),
         }
         if not allowed.get(status, False):
