@@ -4,8 +4,9 @@
  * that the kernel and the other threads signal. Helpers run what is no transfer: a chain goes to them and comes back with everything it
  * remembers. All of them meet under one lock, which nobody holds while working; who is awake is not signalled.
  *
- * What takes less time than waking a helper does (a file that the kernel can open without a disk, the checksum of a small
- * block), the driving thread does itself, a little at a time: the kernel must not wait for its next transfers meanwhile.
+ * What needs no disk (a file that the kernel can open from memory, copies, checksums) the driving thread does itself as long as it
+ * keeps up, a little at a time: the kernel must not wait for its next transfers meanwhile. One thread checks some 25 GB/s of what a disk
+ * brings, and waking others for each block costs more than it saves; beside a second hardware thread of one core, twice as much.
  */
 #include "ring.h"
 #include "threads.h"
@@ -19,8 +20,9 @@
 #include <unistd.h>
 
 enum {
-    LIGHT_BYTES = 128 * 1024, /* copied or checked by the driving thread: some ten microseconds */
-    LIGHT_PER_TURN = 16,      /* chains, between two looks at the kernel */
+    LIGHT_BYTES_MAX = 128 << 20,    /* wait for the driving thread, some milliseconds; what is more goes to the helpers */
+    LIGHT_PER_TURN = 16,            /* chains, between two looks at the kernel */
+    LIGHT_BYTES_PER_TURN = 1 << 20, /* the last one may exceed it */
 };
 
 struct driver {
@@ -30,6 +32,7 @@ struct driver {
     int wake_fd;  /* wakes the driving thread */
     struct chain_queue outbox; /* the driving thread's own: will be posted to the helpers */
     struct chain_queue light;  /* the driving thread's own: will be run by itself */
+    uint64_t light_bytes;      /* that these touch */
     struct threads driving, helpers;
 
     pthread_mutex_t lock;
@@ -97,15 +100,18 @@ static void *help(void *argument)
 
 /* ---- the driving thread ---- */
 
-static bool is_light(const struct chain *chain)
+/* Whether the driving thread can run a chain up to a transfer or its end; how many bytes of memory it touches. */
+static bool is_light(const struct chain *chain, uint64_t *bytes)
 {
-    uint64_t bytes = 0;
+    *bytes = 0;
     for (const struct request *request = chain->at; request != chain->end && !request_is_data(request); request++) {
         switch (request->opcode & OP_MASK) {
         case OP_COPY:
-        case OP_CHECKSUM:
         case OP_MOVE:
-            bytes += request->length;
+            *bytes += 2 * request->length; /* read and written */
+            break;
+        case OP_CHECKSUM:
+            *bytes += request->length;
             break;
         case OP_OPEN:
             /* With O_DIRECT it is a file on a disk, not a pipe whose opening waits for somebody. */
@@ -120,13 +126,19 @@ static bool is_light(const struct chain *chain)
             return false;
         }
     }
-    return bytes <= LIGHT_BYTES;
+    return true;
 }
 
 static void take(struct ring_helper *helper, struct chain *chain)
 {
     struct driver *driver = (struct driver *)helper;
-    chain_push(is_light(chain) ? &driver->light : &driver->outbox, chain);
+    uint64_t bytes;
+    if (is_light(chain, &bytes) && bytes <= LIGHT_BYTES_MAX - driver->light_bytes) {
+        driver->light_bytes += bytes;
+        chain_push(&driver->light, chain);
+    } else {
+        chain_push(&driver->outbox, chain);
+    }
 }
 
 /* Open what can be opened without a disk. False if it takes one, or another process; nothing has happened then. */
@@ -165,8 +177,12 @@ static bool run_here(struct chain *chain)
 /* Run a few of the light chains. */
 static void run_light(struct driver *driver)
 {
-    for (unsigned i = 0; i < LIGHT_PER_TURN && driver->light.head; i++) {
+    uint64_t bytes, left = LIGHT_BYTES_PER_TURN;
+    for (unsigned i = 0; i < LIGHT_PER_TURN && left && driver->light.head; i++) {
         struct chain *chain = chain_pop(&driver->light);
+        is_light(chain, &bytes);
+        driver->light_bytes -= bytes;
+        left -= bytes < left ? bytes : left;
         if (run_here(chain)) {
             ring_advance(driver->ring, chain);
         } else {

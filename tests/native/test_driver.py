@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from ucm_async.engines.requests import (
     FLAG_LINK,
+    OP_CHECKSUM,
     OP_CLOSE,
     OP_NOP,
     OP_OPEN,
@@ -364,6 +366,17 @@ def test_a_chain_may_alternate_between_transfers_and_helpers(driver: Any, file: 
     assert (got[:, 1] == -errno.EISDIR).all()
     assert np.array_equal(memory, data[:1_000])
     assert kept
+
+
+def test_more_to_check_than_the_driving_thread_keeps_for_itself(driver: Any) -> None:
+    """Some go to the helpers; nobody can tell which."""
+    memory = np.frombuffer(mmap.mmap(-1, 48 * MIB), dtype=np.uint8)
+    table = new_requests(8)
+    table["opcode"] = OP_CHECKSUM
+    table["address"] = address_of(memory) + MIB * np.arange(8, dtype=np.uint64)
+    table["length"] = memory.nbytes - 8 * MIB + np.arange(8, dtype=np.uint64)
+    expected = [native.crc32c(memory[: int(length)]) for length in table["length"]]
+    assert run(driver, table) == expected
 
 
 def test_plain_requests_of_every_kind(driver: Any, file: int, path: Path) -> None:

@@ -78,7 +78,7 @@ async def test_each_is_read_once(tmp_path: Path, restarted: None) -> None:
         for _ in range(3):
             assert (await store.dump(ids, None, content(ids))).ok.all()
         dumps = store.statistics().pipeline["Posix"]["stage"]["dump"]["counts"]
-        assert dumps["survivors_read"] == 12
+        assert dumps["looked_at"] == 12
 
 
 async def test_younger_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,4 +87,4 @@ async def test_younger_files_are_not_read(tmp_path: Path, monkeypatch: pytest.Mo
     async with ucm.open_store("Posix", **keys(tmp_path)) as store:
         for _ in range(2):
             assert (await store.dump(ids, None, content(ids))).ok.all()
-        assert "survivors_read" not in store.statistics().pipeline["Posix"]["stage"]["dump"]["counts"]
+        assert "looked_at" not in store.statistics().pipeline["Posix"]["stage"]["dump"]["counts"]

@@ -20,7 +20,7 @@ from ..engines import requests as rq
 from ..engines.arena import Arena
 from ..engines.chains import ChainTable, copy_requests
 from ..engines.waits import completed, patient, run_copies
-from ..errors import BackendIOError, NoSpaceError, StoreError
+from ..errors import BackendIOError, BusyError, NoSpaceError, StoreError
 from ..tasks import cut_row, group_rows, rank_in_group
 from ..types import I64, U8, Bools, Status
 from .encoded_dumping import keep_checksums, note_encoded, plan_encoded_writes
@@ -492,6 +492,8 @@ def _failure(number: int) -> tuple[Status, StoreError]:
     if number == NO_ROOM:
         return Status.NO_SPACE, NoSpaceError("no room: a bound that was set for the space of the store is reached")
     status = status_of_errno(number)
+    if status == Status.BUSY:
+        return status, BusyError("another process keeps what is needed to make room; it may be stopped")
     if status == Status.NO_SPACE:
         return status, NoSpaceError.from_errno(number, "write")
     return Status.IO_ERROR, BackendIOError.from_errno(number, "write")

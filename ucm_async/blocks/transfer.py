@@ -146,4 +146,6 @@ def status_of_errno(number: int) -> Status:
         return Status.MISS
     if number in (errno.ENOSPC, errno.EDQUOT):
         return Status.NO_SPACE
+    if number == errno.EBUSY:
+        return Status.BUSY
     return Status.IO_ERROR

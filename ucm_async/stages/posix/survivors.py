@@ -8,14 +8,14 @@ block stored.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final
 
 import numpy as np
 
+from ...blocks.second_look import AT_ONCE, GONE, SOUND, TORN, look_at_blocks
 from ...blocks.transfer import DIRECT_ALIGN, Transfer
-from ...blocks.verify import verify_block
 from ...engines import requests as rq
-from ...engines.waits import completed
 from ...native import IdTable
 from ...types import I64, U8, Bools
 from .backend import Backend
@@ -26,9 +26,6 @@ __all__ = ["Survivors"]
 
 REMEMBERED_MAX: Final = 1 << 16
 """Ids that need not be looked at again; what is forgotten is only read once more."""
-
-AT_ONCE: Final = 8
-"""Files that are read at a time."""
 
 
 class Survivors:
@@ -50,7 +47,7 @@ class Survivors:
         self._sound = IdTable(REMEMBERED_MAX)
 
     async def torn(self, ids: U8, backend: I64, sizes: I64) -> Bools:
-        """Tell which of some files are not the blocks that they should be: bool, shape (n,).
+        """Tell which of some files are not, or no more, the blocks that they should be: bool, shape (n,).
 
         One that cannot be read at present is not said to be torn. `sizes` are those of the files, int64 (n,).
         """
@@ -64,9 +61,11 @@ class Survivors:
         sound = [new[~older]]
         for start in range(0, len(old := new[older]), AT_ONCE):
             some = old[start : start + AT_ONCE]
-            verdict = await self._read(ids[some], backend[some], sizes[some])
-            torn[some[verdict == _TORN]] = True
-            sound.append(some[verdict == _SOUND])
+            pages = -(-sizes[some] // DIRECT_ALIGN) * DIRECT_ALIGN
+            put_ends = partial(self._put_ends, ids[some], backend[some])
+            verdict = await look_at_blocks(ids[some], pages, self._namespace, self._transfer, put_ends)
+            torn[some[np.isin(verdict, (TORN, GONE))]] = True
+            sound.append(some[verdict == SOUND])
         whole = np.concatenate(sound)
         self._sound.put(np.ascontiguousarray(ids[whole]), np.ones(len(whole), dtype=np.uint64))
         return torn
@@ -80,33 +79,7 @@ class Survivors:
             older[i] = about is not None and about[1] < system.started()
         return older
 
-    async def _read(self, ids: U8, backend: I64, sizes: I64) -> U8:
-        """Read files, and return a verdict on each."""
-        arena = self._transfer.arena
-        slots = await arena.lease(len(ids))
-        try:
-            table = rq.new_requests(3 * len(ids)).reshape(-1, 3)
-            paths = self._files.put_open_to_read(table[:, 0], ids, backend)
-            table["opcode"][:, 1] = rq.OP_READ | rq.FLAG_LINK
-            table["address"][:, 1] = arena.address(slots)
-            table["length"][:, 1] = np.minimum(-(-sizes // DIRECT_ALIGN) * DIRECT_ALIGN, arena.slot_bytes)
-            table["opcode"][:, 2] = rq.OP_CLOSE | rq.FLAG_LINK
-            await completed(self._transfer.engine.submit(table.reshape(-1), 3))
-            del paths  # they lived until here
-            self._transfer.counts["survivors_read"] += len(ids)
-            came = table["result"][:, 1].tolist()
-            return await asyncio.to_thread(self._judge, ids, arena.view(), slots.tolist(), came)
-        finally:
-            arena.release(slots)
-
-    def _judge(self, ids: U8, memory: U8, slots: list[int], came: list[int]) -> U8:
-        """Compare what came with the checksums in it. Blocks."""
-        verdict = np.full(len(ids), _UNKNOWN, dtype=np.uint8)
-        for i, (slot, length) in enumerate(zip(slots, came, strict=True)):
-            if length >= 0:
-                why = verify_block(memory[slot, :length], ids[i].tobytes(), self._namespace)
-                verdict[i] = _TORN if why else _SOUND
-        return verdict
-
-
-_UNKNOWN, _SOUND, _TORN = range(3)
+    def _put_ends(self, ids: U8, backend: I64, chains: rq.Requests) -> object:
+        chains["opcode"][:, 1] |= rq.FLAG_LINK
+        chains["opcode"][:, 2] = rq.OP_CLOSE | rq.FLAG_LINK
+        return self._files.put_open_to_read(chains[:, 0], ids, backend)

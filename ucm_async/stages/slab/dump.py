@@ -17,7 +17,8 @@ from ...blocks.writes import BlockWrites
 from ...engines import requests as rq
 from ...space import WEIGHT_DUMP
 from ...types import I64, U8, U64, Bools
-from .load import Touch
+from .doubts import Doubts
+from .load import SetAside, Touch
 from .slabs import ELSEWHERE, PUBLISHED, Place, Slabs, stamp_now
 from .syncing import Syncs
 
@@ -39,6 +40,7 @@ class Dumper(BlockDumper[Place]):
         slabs: Slabs,
         touch: Touch,
         take: TakeSlots,
+        set_aside: SetAside,
         transfer: Transfer,
         writes: BlockWrites,
     ) -> None:
@@ -46,6 +48,8 @@ class Dumper(BlockDumper[Place]):
         self._slabs = slabs
         self._touch = touch
         self._take = take
+        self._set_aside = set_aside
+        self._doubts = Doubts(namespace, slabs, transfer)
         self._syncs = Syncs(slabs)
         self._turn = asyncio.Lock()
 
@@ -53,8 +57,15 @@ class Dumper(BlockDumper[Place]):
 
     async def find_stored(self, ids: U8) -> Bools:
         """See `BlockDumper.find_stored`."""
-        slots, _ = self._slabs.find(ids, self._slabs.choose(ids), stamp_now())
+        backend = self._slabs.choose(ids)
+        slots, words = self._slabs.find(ids, backend, stamp_now())
         stored: Bools = slots >= 0
+        there = np.flatnonzero(stored)
+        torn = there[await self._doubts.torn(ids[there], backend[there], slots[there], words[there])]
+        if len(torn):
+            for g in torn.tolist():
+                await self._set_aside(int(backend[g]), int(slots[g]), int(words[g]), ids[g : g + 1])
+            stored[torn] = False
         self._touch(np.ascontiguousarray(ids[stored]), WEIGHT_DUMP)
         return stored
 
@@ -68,8 +79,7 @@ class Dumper(BlockDumper[Place]):
         slots, words = slabs.find(ids, backend)
         result = np.full(len(ids), -errno.ENOENT)
         lost = (slots >= 0) & self._syncs.distrusted(backend, np.maximum(slots, 0))
-        self._drop(backend[lost], slots[lost], words[lost])  # to be written anew
-        there = np.flatnonzero((slots >= 0) & ~lost)
+        there = np.flatnonzero((slots >= 0) & ~lost)  # the others are written anew, and replaced then
         result[there] = await self._syncs.sync(backend[there], slots[there], self.transfer.pool)
         bad, good = there[result[there] < 0], there[result[there] == 0]
         self._drop(backend[bad], slots[bad], words[bad])
@@ -143,6 +153,9 @@ class Dumper(BlockDumper[Place]):
     async def _publish(self, writing: Writing[Place], whole: I64) -> None:
         ids, backend, slots = writing.ids[whole], writing.place.backend[whole], self._slots(writing, whole)
         outcome = self._slabs.publish(backend, slots, ids)
+        there = np.flatnonzero(outcome == ELSEWHERE)
+        if len(there) and writing.batch.durability == "synced":
+            outcome[there] = self._replace_distrusted(backend[there], slots[there], ids[there])
         done, lost = outcome == PUBLISHED, outcome == ELSEWHERE
         writing.lost[whole] = True
         writing.failed[whole[~done & ~lost]] = NO_ROOM
@@ -156,6 +169,15 @@ class Dumper(BlockDumper[Place]):
         if writing.batch.durability == "synced":
             result = await self._sync_stored(np.ascontiguousarray(ids[lost]))
             writing.failed[whole[lost]] = np.where(result == -errno.ENOENT, AGAIN, -result)
+
+    def _replace_distrusted(self, backend: I64, slots: I64, ids: U8) -> U8:
+        """Publish synced blocks in the place of copies that cannot be synced any more; others' copies stay."""
+        old, words = self._slabs.find(ids, backend)
+        lost = (old >= 0) & self._syncs.distrusted(backend, np.maximum(old, 0))
+        self._drop(backend[lost], old[lost], words[lost])
+        outcome = np.full(len(ids), ELSEWHERE, dtype=np.uint8)
+        outcome[lost] = self._slabs.publish(backend[lost], slots[lost], ids[lost])
+        return outcome
 
     async def _clear(self, ids: U8, entries: I64) -> None:
         await self._give_slots(entries, self._slabs.choose(ids))

@@ -2,7 +2,8 @@
 
 ::
 
-    header      8 words: magic, version, ready, bytes of a slot, slots of a segment, segments there can be, changes
+    header      8 words: magic, version, ready, bytes of a slot, slots of a segment, segments there can be, changes,
+                1 if what the table was filled with may be torn
     owners      256 bytes: 1 for each number that a store has, or had when it died
     segments    a word each: 0 if it is not there, else a number that it got when it was made, and no other one has
     table       of slots, see `ucm_async.native.SlotTable`
@@ -40,7 +41,7 @@ OWNERS_MAX: Final = 254
 REMOVER: Final = 255
 """Owner of the slots of a segment that is being removed, whichever store does that: one at a time."""
 
-_MAGIC, _VERSION, _READY, _SLOT_BYTES, _SLOTS, _SEGMENTS, _CHANGES = range(7)
+_MAGIC, _VERSION, _READY, _SLOT_BYTES, _SLOTS, _SEGMENTS, _CHANGES, _DOUBTFUL = range(8)
 _OWNERS_AT: Final = 64
 _SEGMENTS_AT: Final = _OWNERS_AT + 256
 
@@ -192,9 +193,15 @@ class SlabMemory:
         view, slots = memoryview(memory)[_table_at(segments) :], segments * self.geometry.slots
         self.table, self._remover = SlotTable(view, slots, new), SlotTable(view, slots)
 
-    def ready(self) -> None:
-        """Say that the table is filled."""
+    def ready(self, *, doubtful: bool) -> None:
+        """Say that the table is filled; with blocks that may be torn, if it is `doubtful`."""
+        self._words[_DOUBTFUL] = doubtful
         self._words[_READY] = 1
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the table was filled with blocks that may be torn: see `ucm_async.stages.slab.doubts`."""
+        return bool(self._words[_DOUBTFUL])
 
     def join(self) -> None:
         """Become an owner of slots.

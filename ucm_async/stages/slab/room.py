@@ -1,4 +1,4 @@
-"""Slots for dumps: free ones, those of a new segment, and those of the coldest blocks."""
+"""Slots for dumps: free ones, those of a new segment, those of the coldest blocks, and spoilt ones that work again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...space import SpaceManager
 from ...tasks import ids_among
 from ...types import BLOCK_ID_BYTES, I64, U8, U64, Bools
 from .memory import LOCK_PATIENCE_S
-from .slab import STORED, Slab
+from .slab import BAD, STORED, Slab
 from .slabs import Slabs, stamp_now
 
 __all__ = ["Room"]
@@ -82,6 +82,7 @@ class Room:
         self._turns = [asyncio.Lock() for _ in places]
         self._refused_until = [0.0] * len(places)
         self._failed = [0] * len(places)
+        self._mend_not_before = [0.0] * len(places)
         self._locked_out = [False] * len(places)  # somebody else has the lock, so there may be space for a segment
         self._oldest = [_NOTHING] * len(places)
         self._system = current_system()
@@ -90,7 +91,7 @@ class Room:
     async def take(self, backend: int, count: int, patience_s: float) -> tuple[I64, int]:
         """Take up to `count` slots of a backend, int64 (n,): fewer if no more can be had for some time.
 
-        The second value says why there are no more: an errno, or `NO_ROOM`.
+        The second value says why there are no more: an errno, EBUSY if another process keeps the lock, or `NO_ROOM`.
         """
         taken = self._take(backend, count)
         if len(taken) == count:
@@ -112,11 +113,11 @@ class Room:
             except BaseException:
                 self._slabs.give(np.full(len(taken), backend), taken)
                 raise
-        return taken, self._failed[backend] or NO_ROOM
+        return taken, errno.EBUSY if self._locked_out[backend] else self._failed[backend] or NO_ROOM
 
     async def _find(self, backend: int, count: int) -> I64:
         """Take slots, wherever they come from; none if there are none just now."""
-        for way in (self._grow, self._evict):
+        for way in (self._grow, self._evict, self._mend):
             taken = self._take(backend, count)
             if not len(taken):
                 taken = await way(backend, count)
@@ -212,6 +213,38 @@ class Room:
             got = cold.slots[slabs.withdraw(np.full(len(cold.slots), backend), cold.slots, cold.words)]
         self.evicted += len(got)
         return got
+
+    # ---- what was spoilt
+
+    async def _mend(self, backend: int, count: int) -> I64:
+        """Take slots that were out of use, after a write that went well; else errors that are over would cost them."""
+        slab = self._slab(backend)
+        if self._loop.time() < self._mend_not_before[backend] or not slab.table.counts()["bad"]:
+            return _NO_SLOTS
+        self._mend_not_before[backend] = self._loop.time() + GROW_PAUSE_S
+        if not await slab.memory.acquire(LOCK_PATIENCE_S):
+            return _NO_SLOTS
+        try:
+            bad = await asyncio.to_thread(self._seize_bad, slab, count)
+        finally:
+            await asyncio.to_thread(slab.memory.release)
+        where, marked = np.full(len(bad), backend), np.zeros(len(bad), dtype=np.bool_)
+        try:
+            await self._slabs.refresh()
+            marked = await self._slabs.mark(where, bad, self._transfer.engine)
+        finally:
+            self._slabs.spoil(where[~marked], bad[~marked])
+        return np.asarray(bad[marked])
+
+    def _seize_bad(self, slab: Slab, count: int) -> I64:
+        """Take up to `count` slots that are out of use. Only who holds the lock does so. Blocks."""
+        found: list[int] = []
+        for segment in np.flatnonzero(slab.memory.present).tolist():
+            states, _, _ = slab.scan(segment)
+            for slot in (slab.geometry.first(segment) + np.flatnonzero(states == BAD)).tolist():
+                if len(found) < count and slab.table.seize(slot, 1) == 0:
+                    found.append(slot)
+        return np.array(found, dtype=np.int64)
 
     def busy(self, ids: U8) -> Bools:
         """Tell which blocks this store is reading or writing: bool, shape (n,)."""

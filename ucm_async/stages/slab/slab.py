@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from typing import Final
@@ -125,8 +126,8 @@ class Slab:
         try:
             await asyncio.to_thread(memory.join)
             if new:
-                await self._recover(found, transfer, on_progress)
-                memory.ready()
+                since_s = await self._recover(found, transfer, on_progress)
+                memory.ready(doubtful=since_s < self.backend.system.started())
             else:
                 self.recovered = "memory"
         except BaseException:
@@ -150,34 +151,39 @@ class Slab:
             segments = min(2 * segments + 1, max(1, UNBOUNDED_SLOTS // geometry.slots))
         return geometry, max(segments, *(one.number + 1 for one in found), 1) if found else segments
 
-    async def _recover(self, found: list[FoundSegment], transfer: Transfer, on_progress: OnProgress | None) -> None:
-        """Fill a new table."""
+    async def _recover(self, found: list[FoundSegment], transfer: Transfer, on_progress: OnProgress | None) -> float:
+        """Fill a new table; returns when what it is filled with was last known to be right."""
         found = await self._mend(found, transfer)
         numbers = [one.number for one in found]
-        checkpoint = await asyncio.to_thread(self._take_checkpoint)
+        checkpoint, since_s = await asyncio.to_thread(self._take_checkpoint)
         if checkpoint is not None and self._fits(checkpoint, numbers):
             stored, self.recovered = Headers(checkpoint.slots, checkpoint.ids), "checkpoint"
         else:
-            stored = await self._read(numbers, transfer, on_progress)
+            stored, since_s = await self._read(numbers, transfer, on_progress), 0.0
             self.recovered = "headers" if numbers else "nothing"
         count = await asyncio.to_thread(fill, self.table, self.geometry, numbers, stored)
         for number in numbers:
             self.memory.came(number)
         if numbers:
             _log.info("%s: %d blocks, from %s", self.backend.home, count, self.recovered)
+        return since_s if numbers else math.inf
 
     def _fits(self, checkpoint: Checkpoint, numbers: list[int]) -> bool:
         return checkpoint.geometry == self.geometry and checkpoint.segments.tolist() == numbers
 
-    def _take_checkpoint(self) -> Checkpoint | None:
-        """Read the checkpoint, and remove it for good: what it says is about to become untrue. Blocks."""
+    def _take_checkpoint(self) -> tuple[Checkpoint | None, float]:
+        """Read the checkpoint, and remove it for good: what it says is about to become untrue. Blocks.
+
+        The second value is when it was written.
+        """
         system, path = self.backend.system, self.backend.home / CHECKPOINT_NAME
         content = system.read_whole(path)
         if content is None:
-            return None
+            return None, 0.0
+        about = system.size_and_time(path)
         system.unlink(path)
         system.sync_directory(self.backend.home)
-        return unpack_checkpoint(content, self._layout.file_bytes, self._namespace)
+        return unpack_checkpoint(content, self._layout.file_bytes, self._namespace), about[1] if about else 0.0
 
     async def _mend(self, found: list[FoundSegment], transfer: Transfer) -> list[FoundSegment]:
         """See to segments that a crash left in pieces; returns those that can be used."""
@@ -303,4 +309,5 @@ class Slab:
 
 TAKEN: Final = 2
 STORED: Final = 3
+BAD: Final = 4
 """States of slots, as `SlotTable.scan` tells them."""

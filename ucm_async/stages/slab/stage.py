@@ -143,7 +143,9 @@ class SlabStage(Stage):
         self._writes = BlockWrites(self._layout.shards, partial_max)
         self._room = space.room = Room(found, manager, places, dump)
         self._loader = Loader(self._layout, namespace, found, manager.touch, space.set_aside, load)
-        self._dumper = Dumper(self._layout, namespace, found, manager.touch, self._room.take, dump, self._writes)
+        self._dumper = Dumper(
+            self._layout, namespace, found, manager.touch, self._room.take, space.set_aside, dump, self._writes
+        )
         await manager.open()
         self._watching = asyncio.ensure_future(self._watch())
 
@@ -213,6 +215,10 @@ class SlabStage(Stage):
             found[start : start + len(part)] = self._found.find(part, self._found.choose(part), stamp_now())[0] >= 0
         self._manager.touch(ids[found], WEIGHT_LOOKUP)
         return found
+
+    async def holds(self, ids: U8) -> Bools:
+        """See `ucm_async.abc.Stage.holds`."""
+        return await self._dumper.find_stored(ids)
 
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `ucm_async.abc.Stage.lookup_on_prefix`."""

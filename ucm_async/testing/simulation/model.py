@@ -20,6 +20,9 @@ NONE, STORED, SYNCED = range(3)
 _LEVELS: Final[dict[Durability, int]] = {"cached": NONE, "stored": STORED, "synced": SYNCED}
 _SYNCS: Final = ("sync_error",)
 _NO_SPACE: Final = ("short_write", "no_space")
+_LATE: Final = ("slow", "hang")
+_NO_SEGMENT: Final = (*_NO_SPACE, *_LATE, "file_error", "write_error", "sync_error")
+"""Why no segment may be made, or not while a dump waits for it."""
 
 
 class Violation(AssertionError):
@@ -117,6 +120,8 @@ class Model:
         Whether blocks that are not whole are kept, however many there are.
     bounded
         Whether the store has a bound on its space, and so may refuse what there is room for on the disk.
+    grows
+        Whether room for blocks comes in segments: where one cannot be made, or not in time, others make room.
     strict
         Whether a dump that is OK promises its block also if a power cut had left a torn copy of it, which the dump
         found and took for stored. Otherwise such a block is promised again once it was loaded as a whole.
@@ -131,6 +136,7 @@ class Model:
         *,
         keeps_shards: bool = True,
         bounded: bool = False,
+        grows: bool = False,
         strict: bool = False,
     ) -> None:
         self._full = (1 << shards) - 1
@@ -141,6 +147,7 @@ class Model:
         self._now_s = now_s
         self._keeps_shards = keeps_shards
         self._bounded = bounded
+        self._grows = grows
         self._strict = strict
         self._excused = 0
 
@@ -173,7 +180,7 @@ class Model:
 
     def collects(self, blocks: Sequence[int]) -> None:
         """A process begins to remove blocks to make room: nothing is promised of them any more."""
-        if not (self._bounded or self._disk.faults.count(_NO_SPACE)):
+        if not (self._bounded or self._disk.faults.count(_NO_SEGMENT if self._grows else _NO_SPACE)):
             raise Violation(f"blocks {list(blocks)} are collected, and there is room enough")
         self._withdraw(blocks)
 
@@ -397,6 +404,7 @@ class Model:
             Status.TIMEOUT: self._now_s() >= asked.until_s - 1e-9,
             Status.CANCELLED: asked.cancelled,
             Status.IO_ERROR: faults.count(HONEST) > asked.errors,
+            Status.BUSY: verb == "dump" and self._grows and faults.count(_LATE) > 0,
             Status.NO_SPACE: verb == "dump" and (self._bounded or faults.count(_NO_SPACE) > asked.refusals),
         }
         if not allowed.get(status, False):

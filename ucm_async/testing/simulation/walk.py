@@ -75,6 +75,7 @@ class Walk:
             self._loop.time,
             keeps_shards=setting.partial_blocks_max >= setting.blocks and not (tight and "Slab" in pipeline),
             bounded=setting.bounded,
+            grows="Slab" in pipeline,
             strict=strict,
         )
         self._calls = Calls(setting, self._model, self.trace, self._idle)
