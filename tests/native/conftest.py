@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from .tables import SLOTS, Table, new_memory
 from .tools import MAKERS, RINGS, U8, noise
 
 
@@ -48,3 +50,21 @@ def file(path: Path) -> Iterator[int]:
     fd = os.open(path, os.O_RDWR)
     yield fd
     os.close(fd)
+
+
+@pytest.fixture
+def memory() -> mmap.mmap:
+    """Room for a block table of `SLOTS`."""
+    return new_memory(SLOTS)
+
+
+@pytest.fixture
+def table(memory: mmap.mmap) -> Table:
+    """An empty block table, and process 1 in it."""
+    return Table(memory, SLOTS, create=True)
+
+
+@pytest.fixture
+def other(table: Table) -> Table:
+    """Another process, as far as the table can tell."""
+    return Table(table.memory, SLOTS, process=2)

@@ -16,6 +16,9 @@ HIT, MINE, THEIRS, NONE, BUSY = (getattr(native, f"CLAIM_{name}") for name in ("
 GONE, FILLING, READY, DIRTY, FAILED = (
     getattr(native, f"WATCH_{name}") for name in ("GONE", "FILLING", "READY", "DIRTY", "FAILED")
 )
+SLOTS = 100
+"""Of the tables that the fixtures make."""
+
 POLICIES = ("s3fifo", "sieve", "lru", "fifo")
 
 ENTRY = np.dtype(
