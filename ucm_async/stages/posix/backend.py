@@ -41,8 +41,8 @@ WRITER_NAME_BYTES: Final = len(WRITERS) + 1 + 16
 WRITER_FANOUT: Final = 16
 """Directories that a writer spreads its files over.
 
-ext4 places new files near their directory, and looks long for a place where many were deleted lately: creates in one
-directory were seen to cost ten times the usual then, in several not.
+ext4 places new files near their directory, and steps over every inode there that was deleted in the last minutes: where
+a store deletes, a create was seen to take 300 us. So they are asked to lie far from each other, and it takes 10.
 """
 
 
@@ -155,8 +155,7 @@ def _claim_writer(backend: Backend) -> None:
         name = system.token(8)
         own = writers / name
         system.mkdir(own)
-        for part in range(WRITER_FANOUT):
-            system.mkdir(f"{own}/{part:x}")
+        system.mkdir_apart(own, [f"{part:x}" for part in range(WRITER_FANOUT)])
         lock_fd = system.open(own / "lock", os.O_RDWR | os.O_CREAT)
         system.lock(lock_fd, wait=False)
     backend.writer = f"{WRITERS}/{name}"

@@ -84,9 +84,12 @@ class Dumper(BlockDumper[OwnFiles]):
         stored[there[await self._survivors.torn(ids[there], backend[there], size[there])]] = False
         damaged = (size >= 0) & ~stored
         if damaged.any():  # else it would keep its place for ever: a commit never replaces
-            async with self._space.manager.changing():
+            self._known.removed(ids[damaged])
+            async with self._space.setting_aside, self._space.manager.changing():
                 await self._files.quarantine(ids[damaged], backend[damaged], self.transfer.pool)
             self._known.removed(ids[damaged])
+            async with self._space.setting_aside:  # a load that found the same is done with it before they are written
+                pass
         self._known.add(ids[stored], removals)
         self._space.manager.touch(ids[stored], WEIGHT_DUMP)
         return stored

@@ -201,12 +201,16 @@ class BlockFiles:
         return result
 
     async def quarantine(self, ids: U8, backend: I64, pool: Engine) -> I64:
-        """Set committed files aside; one copy of a block is enough to look at, so a later one is removed."""
+        """Set committed files aside; one copy of a block is enough to look at, so a later one is removed.
+
+        A cancellation waits.
+        """
         sources, targets = block_paths(ids), paths_below(QUARANTINE, ids)
         requests = self._requests(rq.OP_RENAME, backend, sources)
         requests["offset"] = addresses_of(targets)
         requests["length"] = rq.RENAME_NOREPLACE
-        await kept(pool.submit(requests, 1), sources, targets)
+        await completed(pool.submit(requests, 1))  # later it might meet another file of that name
+        del sources, targets  # they lived until here
         result = _results(requests)
         again = result == -errno.EEXIST
         if again.any():

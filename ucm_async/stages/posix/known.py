@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import Final
+
 import numpy as np
 
 from ...native import IdTable
 from ...types import U8, Bools
 
 __all__ = ["KnownBlocks"]
+
+RECENT_MAX: Final = 1024
+"""Removals that are remembered one by one."""
 
 _STORED = np.uint64(1)
 _ONE = np.ones(1, dtype=np.uint64)
@@ -29,6 +35,8 @@ class KnownBlocks:
 
     def __init__(self, capacity: int) -> None:
         self._table = IdTable(capacity)
+        self._recent: OrderedDict[bytes, int] = OrderedDict()
+        self._forgotten = 0
         self.removals = 0
 
     def __len__(self) -> int:
@@ -58,6 +66,18 @@ class KnownBlocks:
         """Forget blocks that are being removed: call it before, and again when they are gone."""
         self.removals += 1
         self.discard(ids)
+        if len(ids) > RECENT_MAX:
+            self._forgotten = self.removals
+            return
+        for block_id in ids:
+            self._recent[block_id.tobytes()] = self.removals
+            self._recent.move_to_end(block_id.tobytes())
+        while len(self._recent) > RECENT_MAX:
+            self._forgotten = max(self._forgotten, self._recent.popitem(last=False)[1])
+
+    def removed_since(self, block_id: bytes, removals: int) -> bool:
+        """Tell whether a block was removed, or may have been, since the count of removals was `removals`."""
+        return max(self._recent.get(block_id, 0), self._forgotten) > removals
 
     def discard(self, ids: U8) -> None:
         """Forget blocks that were found missing."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakSet
 
+import numpy as np
+
 from ...blocks.encoded_loading import EncodedBlockLoader
 from ...blocks.layout import BlockLayout
 from ...blocks.loading import Located
@@ -95,13 +97,22 @@ class Loader(EncodedBlockLoader[FilePlace]):
         self._space.manager.touch(ids, WEIGHT_LOAD)
 
     async def _set_aside(self, reading: Located[FilePlace], group: int) -> str:
-        result = await self.set_aside(reading.ids[group : group + 1])
+        ids = reading.ids[group : group + 1]
+        if self._known.removed_since(ids.tobytes(), reading.place.removals):
+            return ""  # what was read is gone, and what has its name now may be good
+        result = await self.set_aside(ids)
         return "" if result[0] in (0, -errno.ENOENT) else os.strerror(-int(result[0]))
 
     async def set_aside(self, ids: U8) -> I64:
         """Move blocks to quarantine; returns 0 or -errno for each."""
         self._known.removed(ids)
-        async with self._space.manager.changing():
-            result = await self._files.quarantine(ids, choose_backend(ids, self._seeds), self.transfer.pool)
+        removals = self._known.removals
+        result = np.zeros(len(ids), dtype=np.int64)
+        async with self._space.setting_aside:
+            still = [i for i, one in enumerate(ids) if not self._known.removed_since(one.tobytes(), removals)]
+            there = np.ascontiguousarray(ids[still])
+            async with self._space.manager.changing():
+                backend = choose_backend(there, self._seeds)
+                result[still] = await self._files.quarantine(there, backend, self.transfer.pool)
         self._space.manager.forget(ids)
         return result

@@ -59,6 +59,8 @@ class BlockSpace:
         Of the space.
     files
         The paths of the store's blocks.
+    setting_aside
+        Held while blocks are moved to quarantine by their names, which may be good ones' soon after.
     damaged
         Files that were no blocks when they were counted last.
     """
@@ -86,6 +88,7 @@ class BlockSpace:
         self.in_transfer: Callable[[], list[U8]] = list
         self.transfer: Transfer
         self.damaged = 0
+        self.setting_aside = asyncio.Lock()
         self._removals: set[asyncio.Future[int]] = set()
         places = [SpacePlace(one.root.parent, one.root, one.owner, one.fresh) for one in self._backends]
         fingerprint = config.namespace_fingerprint()

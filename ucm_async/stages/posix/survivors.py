@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from ...blocks.second_look import AT_ONCE, GONE, SOUND, TORN, look_at_blocks
+from ...blocks.second_look import AT_ONCE, SOUND, look_at_blocks
 from ...blocks.transfer import DIRECT_ALIGN, Transfer
 from ...engines import requests as rq
 from ...native import IdTable
@@ -49,7 +49,7 @@ class Survivors:
     async def torn(self, ids: U8, backend: I64, sizes: I64) -> Bools:
         """Tell which of some files are not, or no more, the blocks that they should be: bool, shape (n,).
 
-        One that cannot be read at present is not said to be torn. `sizes` are those of the files, int64 (n,).
+        One that cannot be read counts as torn: who dumps it has its bytes. `sizes` are those of the files, int64 (n,).
         """
         torn = np.zeros(len(ids), dtype=np.bool_)
         seen = np.empty(len(ids), dtype=np.uint64)
@@ -64,7 +64,7 @@ class Survivors:
             pages = -(-sizes[some] // DIRECT_ALIGN) * DIRECT_ALIGN
             put_ends = partial(self._put_ends, ids[some], backend[some])
             verdict = await look_at_blocks(ids[some], pages, self._namespace, self._transfer, put_ends)
-            torn[some[np.isin(verdict, (TORN, GONE))]] = True
+            torn[some[verdict != SOUND]] = True
             sound.append(some[verdict == SOUND])
         whole = np.concatenate(sound)
         self._sound.put(np.ascontiguousarray(ids[whole]), np.ones(len(whole), dtype=np.uint64))

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ...blocks.second_look import AT_ONCE, SOUND, TORN, look_at_blocks
+from ...blocks.second_look import AT_ONCE, SOUND, look_at_blocks
 from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...types import I64, U8, U64, Bools
@@ -44,7 +44,7 @@ class Doubts:
     async def torn(self, ids: U8, backend: I64, slots: I64, words: U64) -> Bools:
         """Tell which of some stored blocks are not there, or no more, as a whole: bool, shape (n,).
 
-        One that cannot be read at present is not said to be torn.
+        One that cannot be read counts as torn: who dumps it has its bytes.
         """
         torn = np.zeros(len(ids), dtype=np.bool_)
         new = self._not_seen(backend, slots, words)
@@ -57,7 +57,7 @@ class Doubts:
             put_ends = partial(self._put_ends, backend[some], slots[some])
             verdict = await look_at_blocks(ids[some], sizes, self._namespace, self._transfer, put_ends)
             same = self._slabs.words(backend[some], slots[some]) == words[some]
-            torn[some[~same | (verdict == TORN)]] = True  # a load may have set it aside meanwhile
+            torn[some[~same | (verdict != SOUND)]] = True  # a load may have set it aside meanwhile
             self._note(backend[some], slots[some], np.where(same & (verdict == SOUND), words[some], np.uint64(0)))
         return torn
 

@@ -141,6 +141,7 @@ class Room:
         slab = self._slab(backend)
         if self._loop.time() < self._refused_until[backend]:
             return _NO_SLOTS
+        self._failed[backend] = 0
         self._locked_out[backend] = not await slab.memory.acquire(LOCK_PATIENCE_S)
         if self._locked_out[backend]:
             self._refused_until[backend] = self._loop.time() + GROW_PAUSE_S

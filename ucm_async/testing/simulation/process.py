@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -129,6 +129,11 @@ class SimulatedProcess(System):
         disk = self._live()
         disk.mkdir(disk.root, str(path))
         self._trace.note(self.name, "mkdir", str(path))
+
+    def mkdir_apart(self, parent: Path, names: Sequence[str]) -> None:
+        """See `System.mkdir_apart`; on this disk no place is far from another."""
+        for name in names:
+            self.mkdir(parent / name)
 
     def subdirectories(self, path: Path) -> list[str]:
         """See `System.subdirectories`."""
