@@ -198,3 +198,14 @@ async def test_whoever_waits_is_woken(end: str) -> None:
         writes.committed(entries)
     await asyncio.wait_for(second, 10)
     assert writes.changed(BLOCKS[0]) is None
+
+
+def test_a_block_that_is_named_twice_is_claimed_once() -> None:
+    writes = BlockWrites(SHARDS, 8)
+    one, other = BLOCKS
+    entries = writes.claim(ids_of(one, other, one, one), shards_of(FULL, FULL, FULL, 1))
+    assert (entries >= 0).tolist() == [True, True, False, False]
+    assert len(writes) == 2
+    assert writes.claim(ids_of(other, one, other), shards_of(1, 2, 4)).tolist() == [-1] * 3
+    writes.committed(entries[:2])
+    assert len(writes) == 0

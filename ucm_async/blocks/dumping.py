@@ -418,8 +418,10 @@ class BlockDumper(ABC, Generic[PlaceT]):
         finally:
             self._writes.cleared(gone)
             self._give_back(writing)
-            self._report(writing)
-        await self._drop_overtaken(writing)
+            try:
+                await self._drop_overtaken(writing)
+            finally:
+                self._report(writing)
         await self._drop_surplus()
 
     def _give_back(self, writing: Writing[PlaceT]) -> None:
@@ -454,7 +456,12 @@ class BlockDumper(ABC, Generic[PlaceT]):
         if not shards.any() or not (shards := shards & self._known_stored(writing.ids)).any():
             return
         ids = np.ascontiguousarray(writing.ids[shards])
-        await self.discard_partial(ids[await self.find_stored(ids)])
+        stored = await self.find_stored(ids)
+        ids, at = ids[stored], np.flatnonzero(shards)[stored]
+        await self.discard_partial(ids)
+        if writing.batch.durability == "synced" and len(ids):  # their copy may not be on the medium
+            result = await self._sync_stored(ids)
+            writing.failed[at] = np.where(result == -errno.ENOENT, AGAIN, -result)
 
     async def _drop_surplus(self) -> None:
         """Forget the incomplete blocks that exceed the bound."""

@@ -80,7 +80,7 @@ class BlockWrites:
         return self._ids[entries]
 
     def claim(self, ids: U8, wanted: Bools) -> I64:
-        """Claim shards of blocks, no block twice.
+        """Claim shards of blocks. Of a block that is named twice the first counts, and the others are on their way then.
 
         Shards that are in already are written again; the same id means the same bytes.
 
@@ -97,6 +97,11 @@ class BlockWrites:
             Their entries; -1 where a shard is on its way already: then wait with `changed`.
         """
         names = _names(ids)
+        if len(set(names)) < len(names):
+            first = list({name: i for i, name in reversed(list(enumerate(names)))}.values())
+            entries = np.full(len(ids), -1, dtype=np.int64)
+            entries[first] = self.claim(np.ascontiguousarray(ids[first]), wanted[first])
+            return entries
         find = self._entries.get
         entries = np.array([find(name, -1) for name in names], dtype=np.int64)
         new = entries < 0

@@ -40,9 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="run this one alone, and show what happened")
     parser.add_argument("--steps", type=positive_int, metavar="K", help="take only the first K steps of a seed")
     parser.add_argument("--pipeline", default="Posix", help="stages, joined by | (default: %(default)s)")
-    parser.add_argument(
-        "--strict", action="store_true", help="a dump that finds a copy torn by a power cut must not call it stored"
-    )
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
     parser.add_argument(
         "--jobs", type=positive_int, default=1, metavar="N", help="processes side by side (default: %(default)s)"
@@ -107,7 +104,7 @@ def _run_some(args: argparse.Namespace, seeds: range, *, digest: bool) -> list[O
 
     logging.getLogger("ucm_async").setLevel(logging.CRITICAL)  # of faults there are enough
     steps = args.steps or STEPS
-    return [run_seed(seed, steps=steps, pipeline=args.pipeline, strict=args.strict, digest=digest) for seed in seeds]
+    return [run_seed(seed, steps=steps, pipeline=args.pipeline, digest=digest) for seed in seeds]
 
 
 @contextmanager

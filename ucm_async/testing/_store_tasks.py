@@ -202,6 +202,18 @@ class TaskTests(StoreCase):
         assert (await store.lookup(ids)).all()
         source.append(0)
 
+    async def test_dumps_of_the_same_blocks_at_the_same_time(self, store: Store) -> None:
+        """Whichever of them writes a block: all of them are told, and every block is whole."""
+        ids, data = make_blocks(40)
+        generator = np.random.default_rng(0)
+        orders = [generator.permutation(len(ids))[: 1 + i % 7] for i in range(100)]  # more than are taken at once
+        tasks = [store.dump(ids[some], None, data[some]) for some in [np.arange(len(ids)), *orders]]
+        for task in tasks:
+            assert all_ok(await task)
+        back = np.zeros_like(data)
+        assert all_ok(await store.load(ids, None, back))
+        assert (back == data).all()
+
     async def test_settled(self, store: Store) -> None:
         """After a deadline on registered memory, ``settled`` tells when it may be used again."""
         ids, data = make_blocks(8)

@@ -20,7 +20,7 @@ __all__ = ["CHECKPOINT_NAME", "Checkpoint", "pack_checkpoint", "unpack_checkpoin
 CHECKPOINT_NAME: Final = "checkpoint"
 
 MAGIC: Final = b"UCMSLABC"
-VERSION: Final = 1
+VERSION: Final = 2
 _HEAD: Final = np.dtype(
     [
         ("magic", "S8"),
@@ -31,6 +31,7 @@ _HEAD: Final = np.dtype(
         ("slots", "<u4"),
         ("segments", "<u4"),
         ("blocks", "<u8"),
+        ("doubtful", "<u8"),
     ]
 )
 _CHECKSUM_FROM: Final = 12
@@ -50,12 +51,15 @@ class Checkpoint:
         int64, shape (n,): those that hold a block, ascending.
     ids
         uint8, shape (n, 16).
+    doubtful
+        Whether blocks may be torn that it knows from another checkpoint, or from headers; see `doubts`.
     """
 
     geometry: SlabGeometry
     segments: I64
     slots: I64
     ids: U8
+    doubtful: bool = False
 
 
 def pack_checkpoint(checkpoint: Checkpoint, namespace: bytes) -> bytes:
@@ -68,6 +72,7 @@ def pack_checkpoint(checkpoint: Checkpoint, namespace: bytes) -> bytes:
     head["slots"] = checkpoint.geometry.slots
     head["segments"] = len(checkpoint.segments)
     head["blocks"] = len(checkpoint.slots)
+    head["doubtful"] = checkpoint.doubtful
     columns = (checkpoint.segments.astype("<u4"), checkpoint.slots.astype("<u4"), checkpoint.ids)
     body = b"".join(column.tobytes() for column in columns)
     head["checksum"] = crc32c(body, crc32c(head.tobytes()[_CHECKSUM_FROM:]))
@@ -94,4 +99,5 @@ def unpack_checkpoint(content: bytes, slot_bytes: int, namespace: bytes) -> Chec
         numbers[:segments].astype(np.int64),
         numbers[segments:].astype(np.int64),
         ids.reshape(blocks, BLOCK_ID_BYTES),
+        bool(head["doubtful"]),
     )

@@ -158,6 +158,7 @@ class Slab:
         checkpoint, since_s = await asyncio.to_thread(self._take_checkpoint)
         if checkpoint is not None and self._fits(checkpoint, numbers):
             stored, self.recovered = Headers(checkpoint.slots, checkpoint.ids), "checkpoint"
+            since_s = 0.0 if checkpoint.doubtful else since_s
         else:
             stored, since_s = await self._read(numbers, transfer, on_progress), 0.0
             self.recovered = "headers" if numbers else "nothing"
@@ -283,7 +284,9 @@ class Slab:
     def _write_checkpoint(self) -> None:
         segments = np.flatnonzero(self.memory.present)
         slots, ids = self.stored(segments.tolist())
-        content = pack_checkpoint(Checkpoint(self.geometry, segments, slots, ids), self._namespace)
+        content = pack_checkpoint(
+            Checkpoint(self.geometry, segments, slots, ids, self.memory.doubtful), self._namespace
+        )
         self.backend.system.write_whole(self.backend.home / CHECKPOINT_NAME, content)
 
     # ---- what is stored

@@ -20,6 +20,7 @@ NONE, STORED, SYNCED = range(3)
 _LEVELS: Final[dict[Durability, int]] = {"cached": NONE, "stored": STORED, "synced": SYNCED}
 _SYNCS: Final = ("sync_error",)
 _NO_SPACE: Final = ("short_write", "no_space")
+_READS: Final = ("read_error",)
 _LATE: Final = ("slow", "hang")
 _NO_SEGMENT: Final = (*_NO_SPACE, *_LATE, "file_error", "write_error", "sync_error")
 """Why no segment may be made, or not while a dump waits for it."""
@@ -122,9 +123,6 @@ class Model:
         Whether the store has a bound on its space, and so may refuse what there is room for on the disk.
     grows
         Whether room for blocks comes in segments: where one cannot be made, or not in time, others make room.
-    strict
-        Whether a dump that is OK promises its block also if a power cut had left a torn copy of it, which the dump
-        found and took for stored. Otherwise such a block is promised again once it was loaded as a whole.
     """
 
     def __init__(
@@ -137,7 +135,6 @@ class Model:
         keeps_shards: bool = True,
         bounded: bool = False,
         grows: bool = False,
-        strict: bool = False,
     ) -> None:
         self._full = (1 << shards) - 1
         self._blocks = [_Block() for _ in range(blocks)]
@@ -148,13 +145,20 @@ class Model:
         self._keeps_shards = keeps_shards
         self._bounded = bounded
         self._grows = grows
-        self._strict = strict
         self._excused = 0
+        self._reads_failed = 0
 
     # ---- processes and the machine
 
     def started(self, process: int) -> None:
-        """A process has opened its store."""
+        """A process has opened its store.
+
+        The first one reads the headers of slots, and what cannot be read is no block.
+        """
+        if self._grows and not self._processes and self._disk.faults.count(_READS) > self._reads_failed:
+            for block in self._blocks:
+                block.promise = NONE
+                block.epoch += 1
         self._processes[process] = _Process()
         self._lives[process] = self._lives.get(process, 0) + 1
         for block in self._blocks:
@@ -162,6 +166,7 @@ class Model:
 
     def ended(self, process: int) -> None:
         """A process has closed its store, or died: shards of blocks that were not whole are gone."""
+        self._reads_failed = self._disk.faults.count(_READS)
         self._processes.pop(process, None)
         for block in self._blocks:
             if self._may_have_lost_it(block):
@@ -274,7 +279,7 @@ class Model:
 
     def _promise(self, number: int, level: int) -> None:
         block = self._blocks[number]
-        if self._strict and level:
+        if level:  # also where a power cut had left a torn copy of it, which the dump has found
             self._is_sound(block)
         if not block.torn:
             block.promise = max(block.promise, level)

@@ -25,7 +25,7 @@ class Outcome:
 
     Attributes
     ----------
-    plan, pipeline, strict
+    plan, pipeline
         What was run.
     violation
         The promise that was broken; empty if none was.
@@ -43,7 +43,6 @@ class Outcome:
 
     plan: Plan
     pipeline: str
-    strict: bool
     violation: str
     steps: int
     digest: str
@@ -54,13 +53,10 @@ class Outcome:
     @property
     def command(self) -> str:
         """What repeats it."""
-        strict = " --strict" if self.strict else ""
-        return f"ucm-async simulate --seed {self.plan.seed} --steps {self.steps} --pipeline '{self.pipeline}'{strict}"
+        return f"ucm-async simulate --seed {self.plan.seed} --steps {self.steps} --pipeline '{self.pipeline}'"
 
 
-def run_seed(
-    seed: int, *, steps: int = STEPS, pipeline: str = "Posix", strict: bool = False, digest: bool = False
-) -> Outcome:
+def run_seed(seed: int, *, steps: int = STEPS, pipeline: str = "Posix", digest: bool = False) -> Outcome:
     """Run a seed to its end, or to the first broken promise.
 
     Parameters
@@ -71,20 +67,16 @@ def run_seed(
         How many steps to take of those that the seed stands for.
     pipeline
         Composition of the stores.
-    strict
-        See `ucm_async.testing.simulation.model.Model`.
     digest
         Whether to take the hash of what happened.
     """
     generator = random.Random(seed)
     whole = draw_plan(generator, seed, max(steps, STEPS))
     plan = Plan(seed, whole.setting.with_pages(pipeline), whole.steps[:steps])
-    return run_plan(plan, generator, pipeline=pipeline, strict=strict, digest=digest)
+    return run_plan(plan, generator, pipeline=pipeline, digest=digest)
 
 
-def run_plan(
-    plan: Plan, generator: random.Random, *, pipeline: str = "Posix", strict: bool = False, digest: bool = False
-) -> Outcome:
+def run_plan(plan: Plan, generator: random.Random, *, pipeline: str = "Posix", digest: bool = False) -> Outcome:
     """Run a plan; `generator` decides what its rates and times come to. Otherwise as `run_seed`."""
     loop = SimulatedLoop()
     told: list[str] = []
@@ -92,7 +84,7 @@ def run_plan(
     walks: list[Walk] = []
 
     async def main() -> None:
-        walks.append(Walk(plan, Faults(generator), pipeline, strict=strict))
+        walks.append(Walk(plan, Faults(generator), pipeline))
         await walks[0].run()
 
     violation = ""
@@ -109,7 +101,6 @@ def run_plan(
     return Outcome(
         plan,
         pipeline,
-        strict,
         violation,
         walk.steps_done,
         walk.trace.digest() if digest else "",

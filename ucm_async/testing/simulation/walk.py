@@ -38,8 +38,6 @@ class Walk:
         What goes wrong; its generator has drawn the plan, and goes on.
     pipeline
         Composition of the stores.
-    strict
-        See `Model`.
 
     Attributes
     ----------
@@ -51,7 +49,7 @@ class Walk:
         The machine's disk.
     """
 
-    def __init__(self, plan: Plan, faults: Faults, pipeline: str, *, strict: bool = False) -> None:
+    def __init__(self, plan: Plan, faults: Faults, pipeline: str) -> None:
         setting = plan.setting
         self._loop = asyncio.get_running_loop()
         self._plan = plan
@@ -76,7 +74,6 @@ class Walk:
             keeps_shards=setting.partial_blocks_max >= setting.blocks and not (tight and "Slab" in pipeline),
             bounded=setting.bounded,
             grows="Slab" in pipeline,
-            strict=strict,
         )
         self._calls = Calls(setting, self._model, self.trace, self._idle)
         self._stores: list[StoreUnderTest] = []
