@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ucm_async import Store, open_store
+from ucm_async import ConfigError, Store, open_store
+from ucm_async.engines.system import System
 from ucm_async.testing.stores import BLOCK_BYTES, all_ok, make_blocks
 
 KEYS = {"block_size": BLOCK_BYTES, "io_engine": "psync", "staging_buffer_gb": 0.002}
@@ -27,6 +29,18 @@ async def fill(backends: list[Any]) -> None:
     ids, data = make_blocks(COUNT)
     async with open_store("Posix", **KEYS, storage_backends=backends) as store:
         assert all_ok(await store.dump(ids, None, data))
+
+
+@pytest.mark.parametrize("pipeline", ["Posix", "Slab"])
+async def test_a_disk_without_room_for_a_directory(
+    pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdir(self: System, path: str | Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(System, "mkdir", mkdir)
+    with pytest.raises(ConfigError, match=r"No space left on device; a store needs some 100 KiB .* gc makes room"):
+        await open_store(pipeline, block_size=BLOCK_BYTES, storage_backends=[tmp_path])
 
 
 def blocks_in(path: Path) -> int:

@@ -69,9 +69,19 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     asyncio.run(fill())
     assert main(["fsck", str(tmp_path)]) == 0
+    slot = find_block(tmp_path, ucm.block_ids([7])[0].tobytes())
+    assert slot is not None
+    good = slot.read()
     damage(tmp_path, 7)
     assert main(["fsck", str(tmp_path)]) == 1
     assert main(["stat", str(tmp_path), "--json"]) == 0
     assert main(["fsck", "--repair", str(tmp_path)]) == 0
     assert main(["fsck", str(tmp_path)]) == 0
+    assert main(["quarantine", "restore", str(tmp_path)]) == 1, "it is damaged still"
+    (aside,) = tmp_path.glob("*/quarantine/*")
+    aside.write_bytes(good)
+    capsys.readouterr()
+    assert main(["quarantine", "restore", str(tmp_path)]) == 2
+    assert "cannot be given slots again" in capsys.readouterr().err
+    assert aside.read_bytes() == good, "it is still there"
     capsys.readouterr()

@@ -1,7 +1,8 @@
 """A process of its own that loads blocks once, when it is told to: what several workers of a host do at the same time.
 
 Run by the Cache benchmark. Keys of the store and ids come as a line of JSON on stdin; it answers "ready", gets a line
-with the time of the monotonic clock at which to begin, so that all begin together, and answers with a line of JSON.
+with the time of the monotonic clock at which to begin, so that all begin together, answers "loaded", and when all have,
+after one more line, with a line of JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["main"]
 
 
 async def main() -> None:
-    """Answer what stdin asks, twice."""
+    """Answer what stdin asks."""
     asked: dict[str, Any] = json.loads(await asyncio.to_thread(sys.stdin.readline))
     from ..store import open_store  # noqa: PLC0415
 
@@ -38,6 +39,8 @@ async def main() -> None:
         await asyncio.sleep(begin - time.monotonic())
         result = await store.load(ids, None, memory)
         ended = time.monotonic()
+        await _answer("loaded")
+        await asyncio.to_thread(sys.stdin.readline)  # to look at the bytes takes processors that others still load with
         require_ok("load", [result])
         told = {
             "took_s": ended - begin,

@@ -19,6 +19,7 @@ __all__ = ["CASES", "SlabSetting", "run_cases", "slot_bytes"]
 CASES: Final[Mapping[str, str]] = {
     "dump": "slab_dump",
     "load": "slab_load",
+    "latency": "slab_latency",
     "restart": "slab_restart",
 }
 """Each case, and its module in `ucm_async.bench.cases`."""

@@ -9,6 +9,7 @@ for people, and which layout its blocks have: one directory has one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import re
@@ -22,7 +23,7 @@ from ..engines.probe import probe_direct
 from ..engines.system import System
 from ..errors import ConfigError
 
-__all__ = ["QUARANTINE", "choose_direct", "layout_of", "make_directory", "namespace_root", "read_note"]
+__all__ = ["QUARANTINE", "cannot_open", "choose_direct", "layout_of", "make_directory", "namespace_root", "read_note"]
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,14 @@ def make_directory(system: System, path: str, config: StoreConfig, layout: str, 
     _make_last(system, path, root)
     _describe(system, root, config, layout)
     return fresh
+
+
+def cannot_open(path: str, error: OSError) -> ConfigError:
+    """Return what to raise where the backend `path` cannot be made ready, and why."""
+    must = "it must be a writable directory"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        must = "a store needs some 100 KiB for directories of its own; ucm-async gc makes room"
+    return ConfigError(f"storage_backends: {path!r}: {error.strerror}; {must}")
 
 
 def layout_of(system: System, root: Path) -> str:

@@ -80,7 +80,7 @@ class BlockWrites:
         return self._ids[entries]
 
     def claim(self, ids: U8, wanted: Bools) -> I64:
-        """Claim shards of blocks. Of a block that is named twice the first counts, and the others are on their way then.
+        """Claim shards of blocks. Of a block that is named twice the first counts; the others are on their way then.
 
         Shards that are in already are written again; the same id means the same bytes.
 

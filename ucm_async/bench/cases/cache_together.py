@@ -83,6 +83,10 @@ async def _run(setting: CacheSetting, folder: Path, pipeline: str, keys: Sequenc
         begin = time.monotonic() + _START_S
         for reader in readers:
             _say(reader, repr(begin))
+        for reader in readers:
+            await _answer(reader)
+        for reader in readers:
+            _say(reader, "tell")
         told = [json.loads(await _answer(reader)) for reader in readers]
         for reader in readers:
             _say(reader, "leave")

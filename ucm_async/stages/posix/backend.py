@@ -27,10 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ...blocks.directory import QUARANTINE, choose_direct, make_directory, namespace_root
+from ...blocks.directory import QUARANTINE, cannot_open, choose_direct, make_directory, namespace_root
 from ...config import StoreConfig
 from ...engines.system import System, current_system
-from ...errors import ConfigError
 
 __all__ = ["QUARANTINE", "Backend", "open_backend", "reclaim_writers", "survey_writers"]
 
@@ -132,7 +131,7 @@ def open_backend(path: str, config: StoreConfig) -> Backend:
         backend.fresh = make_directory(backend.system, path, config, "posix", (WRITERS, QUARANTINE))
         _claim_writer(backend)
     except OSError as error:
-        raise ConfigError(f"storage_backends: {path!r}: {error.strerror}; it must be a writable directory") from error
+        raise cannot_open(path, error) from error
     backend.direct, backend.direct_reason = choose_direct(config, path, backend.root / backend.writer)
     return backend
 

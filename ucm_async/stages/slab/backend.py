@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ...blocks.directory import QUARANTINE, choose_direct, make_directory, namespace_root
+from ...blocks.directory import QUARANTINE, cannot_open, choose_direct, make_directory, namespace_root
 from ...config import StoreConfig
 from ...engines.system import System, current_system
-from ...errors import ConfigError
 
 __all__ = ["HOME", "QUARANTINE", "SlabBackend", "open_backend"]
 
@@ -89,6 +88,6 @@ def open_backend(path: str, config: StoreConfig) -> SlabBackend:
         backend.owner = backend.system.token(8)
         backend.dirfd = backend.system.open(backend.root, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise ConfigError(f"storage_backends: {path!r}: {error.strerror}; it must be a writable directory") from error
+        raise cannot_open(path, error) from error
     backend.direct, backend.direct_reason = choose_direct(config, path, backend.home)
     return backend

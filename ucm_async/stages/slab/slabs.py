@@ -103,6 +103,7 @@ class Slabs:
         self._geometry = [slab.geometry if slab is not None else some.geometry for slab in slabs]
         self._slots = np.array([geometry.slots for geometry in self._geometry])
         self._slot_bytes = some.geometry.slot_bytes
+        self._one_slot, self._one_word = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.uint64)
         self._needs_buffered = buffered
         self._direct = np.full((len(slabs), widest), -1, dtype=np.int32)
         self._buffered = self._direct.copy() if buffered else self._direct
@@ -137,16 +138,17 @@ class Slabs:
     # ---- descriptors
 
     @property
-    def _stale(self) -> bool:
+    def stale(self) -> bool:
+        """Whether segments have come or gone since `refresh`."""
         return any(
             slab is not None and slab.memory.changes != seen for slab, seen in zip(self.slabs, self._seen, strict=True)
         )
 
     async def refresh(self) -> None:
         """Open segments that have come, and let go of those that went; costs next to nothing if there are none."""
-        if self._stale:
+        if self.stale:
             async with self._opening:
-                if self._stale:
+                if self.stale:
                     await asyncio.to_thread(self._refresh)
 
     def _refresh(self) -> None:
@@ -220,6 +222,24 @@ class Slabs:
         place = Place(ids, backend, self._epoch, slots, words, np.where(slots >= 0, fds, -1))
         self._places.add(place)
         return place
+
+    def place_one(self, ids: U8) -> tuple[Place, int, int] | None:
+        """Find one block that is to be read, as `place_to_read` does but without arrays: descriptor and offset, too.
+
+        None if it is not stored, or if its segment is not open.
+        """
+        backend = 0 if self._alone is not None else int(self.choose(ids)[0])
+        slab = self.slabs[backend]
+        if slab is None:
+            return None
+        slab.table.find(ids, self._one_slot, self._one_word, stamp_now())
+        segment, at = divmod(int(self._one_slot[0]), self._geometry[backend].slots)
+        fd = int(self._direct[backend, segment]) if segment >= 0 else -1
+        if fd < 0:
+            return None
+        place = Place(ids, np.array([backend]), self._epoch)
+        self._places.add(place)
+        return place, fd, PAGE_BYTES + at * self._slot_bytes
 
     def place_to_write(self, ids: U8) -> Place:
         """Note that blocks are about to be written."""

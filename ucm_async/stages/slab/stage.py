@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from ...abc import Batch, Lower, Stage
+from ...abc import Batch, Lower, SmallLoad, Stage
 from ...blocks.layout import BlockLayout
 from ...blocks.spread import backend_seeds
 from ...blocks.transfer import DIRECT_ALIGN, Transfer, close_transfers, make_transfer, switch_engines
@@ -22,6 +22,7 @@ from ...space import WEIGHT_LOOKUP, SpaceLimits, SpaceManager, SpacePlace
 from ...types import U8, Bools
 from .backend import SlabBackend, open_backend
 from .dump import Dumper
+from .express import ExpressLoads
 from .load import Loader
 from .room import Room
 from .slab import Slab
@@ -62,6 +63,7 @@ class SlabStage(Stage):
         self._open_slabs: list[Slab] = []
         self._transfers: list[Transfer] = []
         self._slabs: Slabs | None = None
+        self._express: ExpressLoads | None = None
         self._watching: asyncio.Task[None] | None = None
 
     # ---- life
@@ -146,6 +148,8 @@ class SlabStage(Stage):
         self._dumper = Dumper(
             self._layout, namespace, found, manager.touch, self._room.take, space.set_aside, dump, self._writes
         )
+        if ExpressLoads.serves(self._layout) and not self.above_encodes:
+            self._express = ExpressLoads(self._layout, namespace, found, manager.touch, load)
         await manager.open()
         self._watching = asyncio.ensure_future(self._watch())
 
@@ -180,6 +184,9 @@ class SlabStage(Stage):
         slabs, self._open_slabs = self._open_slabs, []
         backends, self._backends = self._backends, []
         await close_transfers(transfers)
+        if self._express is not None:
+            self._express.close()
+            self._express = None
         if self._slabs is not None:
             await self._slabs.aclose()
         for slab in slabs:
@@ -193,6 +200,10 @@ class SlabStage(Stage):
     async def load(self, batch: Batch) -> None:
         """See `ucm_async.abc.Stage.load`."""
         await (self._loader.load(batch) if batch.encoded is None else self._loader.load_encoded(batch))
+
+    def begin_load(self, one: SmallLoad, otherwise: Callable[[], None]) -> bool:
+        """See `ucm_async.abc.Stage.begin_load`: one whole small block goes the short way."""
+        return self._express is not None and self._express.begin(one, otherwise)
 
     async def dump(self, batch: Batch) -> None:
         """See `ucm_async.abc.Stage.dump`."""

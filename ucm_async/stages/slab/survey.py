@@ -19,6 +19,7 @@ from ...blocks.directory import QUARANTINE, read_note
 from ...blocks.header import HEADER, MAGIC
 from ...blocks.verify import verify_block
 from ...engines.system import current_system
+from ...errors import UcmError
 from ...space.ledger import Ledger
 from ...space.survey import DAMAGED, LEFTOVER, STRANGE, Finding, StoredBlock, accounting, changing
 from ...types import U8
@@ -276,7 +277,18 @@ class SlabSurvey:
         return sum(one.nbytes for one in found)
 
     def restore(self, blocks: Sequence[StoredBlock]) -> int:
-        """See `Survey.restore`: none; a block that was set aside gets a slot only by a dump."""
+        """See `Survey.restore`: refused; a block that was set aside gets a slot only by a dump.
+
+        Raises
+        ------
+        UcmError
+            There is something to restore.
+        """
+        if blocks:
+            raise UcmError(
+                f"{str(self.root)!r}: {len(blocks)} blocks pass every check now, but cannot be given slots again by a "
+                "tool: dump them, or read them where they are; nothing was changed"
+            )
         return 0
 
 
