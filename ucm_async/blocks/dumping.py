@@ -119,6 +119,14 @@ class BlockDumper(ABC, Generic[PlaceT]):
     async def find_stored(self, ids: U8) -> Bools:
         """Tell which blocks are stored already."""
 
+    async def confirm_stored(self, ids: U8) -> I64:
+        """Look again at blocks that were found, where that may not be enough for a promise.
+
+        Returns 0 for each that can be relied on, -ENOENT for one that is to be written anew, another -errno for one of
+        which nothing can be said.
+        """
+        return np.zeros(len(ids), dtype=np.int64)
+
     @abstractmethod
     def _known_stored(self, ids: U8) -> Bools:
         """Tell which blocks this process knows to be stored, without asking anybody."""
@@ -158,6 +166,12 @@ class BlockDumper(ABC, Generic[PlaceT]):
     @abstractmethod
     async def _clear(self, ids: U8, entries: I64) -> None:
         """Remove what is left of blocks that are given up. Nobody else writes them meanwhile."""
+
+    async def holds(self, ids: U8) -> Bools:
+        """See `ucm_async.abc.Stage.holds`."""
+        stored = await self.find_stored(ids)
+        stored[stored] = await self.confirm_stored(np.ascontiguousarray(ids[stored])) == 0
+        return stored
 
     # ---- dumping
 
@@ -216,10 +230,10 @@ class BlockDumper(ABC, Generic[PlaceT]):
         """Report the rows of stored blocks; bool, shape of `ids`: False for those that were deleted meanwhile."""
         self.transfer.counts["already_stored"] += len(ids)
         await self.discard_partial(ids)  # another writer was first, and these shards are of no use any more
-        if batch.durability != "synced":
-            batch.report(rows, Status.OK)
-            return np.ones(len(ids), dtype=np.bool_)
-        result = await self._sync_stored(ids)
+        result = await self.confirm_stored(ids)
+        well = result == 0
+        if batch.durability == "synced" and well.any():
+            result[well] = await self._sync_stored(np.ascontiguousarray(ids[well]))
         _, group = group_rows(batch.ids[rows])
         there = np.asarray(result != -errno.ENOENT)
         for number in np.unique(-result[there]).tolist():

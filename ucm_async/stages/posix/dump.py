@@ -80,19 +80,29 @@ class Dumper(BlockDumper[OwnFiles]):
         removals = self._known.removals
         size = await self._files.stat(ids, backend, self.transfer.pool)
         stored = self._space.is_block(size)
-        there = np.flatnonzero(stored)
-        stored[there[await self._survivors.torn(ids[there], backend[there], size[there])]] = False
         damaged = (size >= 0) & ~stored
         if damaged.any():  # else it would keep its place for ever: a commit never replaces
-            self._known.removed(ids[damaged])
-            async with self._space.setting_aside, self._space.manager.changing():
-                await self._files.quarantine(ids[damaged], backend[damaged], self.transfer.pool)
-            self._known.removed(ids[damaged])
-            async with self._space.setting_aside:  # a load that found the same is done with it before they are written
-                pass
+            await self._set_aside(ids[damaged], backend[damaged])
         self._known.add(ids[stored], removals)
         self._space.manager.touch(ids[stored], WEIGHT_DUMP)
         return stored
+
+    async def confirm_stored(self, ids: U8) -> I64:
+        """See `BlockDumper.confirm_stored`: a power cut may have torn files that are older than the machine's start."""
+        backend = choose_backend(ids, self._seeds)
+        result = await self._survivors.look(ids, backend)
+        torn = result == -errno.ENOENT
+        if torn.any():
+            await self._set_aside(ids[torn], backend[torn])
+        return result
+
+    async def _set_aside(self, ids: U8, backend: I64) -> None:
+        self._known.removed(ids)
+        async with self._space.setting_aside, self._space.manager.changing():
+            await self._files.quarantine(ids, backend, self.transfer.pool)
+        self._known.removed(ids)
+        async with self._space.setting_aside:  # a load that found the same is done with it before they are written anew
+            pass
 
     def _known_stored(self, ids: U8) -> Bools:
         return self._known.known(ids)

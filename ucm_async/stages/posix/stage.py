@@ -209,7 +209,7 @@ class PosixStage(Stage):
 
     async def holds(self, ids: U8) -> Bools:
         """See `ucm_async.abc.Stage.holds`."""
-        return await self._dumper.find_stored(ids)
+        return await self._dumper.holds(ids)
 
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `ucm_async.abc.Stage.lookup_on_prefix`. Asks segment by segment, no further than the first miss."""

@@ -8,16 +8,17 @@ block stored.
 from __future__ import annotations
 
 import asyncio
+import errno
 from functools import partial
 from typing import Final
 
 import numpy as np
 
-from ...blocks.second_look import AT_ONCE, SOUND, look_at_blocks
+from ...blocks.second_look import AT_ONCE, SOUND, TORN, UNKNOWN, look_at_blocks
 from ...blocks.transfer import DIRECT_ALIGN, Transfer
 from ...engines import requests as rq
 from ...native import IdTable
-from ...types import I64, U8, Bools
+from ...types import I64, U8
 from .backend import Backend
 from .files import BlockFiles
 from .layout import block_paths
@@ -29,7 +30,7 @@ REMEMBERED_MAX: Final = 1 << 16
 
 
 class Survivors:
-    """Tells which files are what is left of a block.
+    """Tells which files hold the blocks that they should.
 
     Parameters
     ----------
@@ -46,38 +47,51 @@ class Survivors:
         self._transfer = transfer
         self._sound = IdTable(REMEMBERED_MAX)
 
-    async def torn(self, ids: U8, backend: I64, sizes: I64) -> Bools:
-        """Tell which of some files are not, or no more, the blocks that they should be: bool, shape (n,).
+    async def look(self, ids: U8, backend: I64) -> I64:
+        """Look at files once: int64 (n,), 0 for what can be relied on, -ENOENT for what is torn, or gone.
 
-        One that cannot be read counts as torn: who dumps it has its bytes. `sizes` are those of the files, int64 (n,).
+        -EIO where a file cannot be read, although nobody has found it sound meanwhile.
         """
-        torn = np.zeros(len(ids), dtype=np.bool_)
-        seen = np.empty(len(ids), dtype=np.uint64)
-        self._sound.get(ids, seen)
-        new = np.flatnonzero(seen == 0)
+        result = np.zeros(len(ids), dtype=np.int64)
+        new = self._not_seen(ids)
         if not len(new):
-            return torn
-        older = await asyncio.to_thread(self._older, ids[new], backend[new])
-        sound = [new[~older]]
-        for start in range(0, len(old := new[older]), AT_ONCE):
+            return result
+        sizes = await asyncio.to_thread(self._sizes_of_older, ids[new], backend[new])
+        self._note_sound(ids[new[sizes == 0]])
+        old, pages = new[sizes != 0], -(-sizes[sizes != 0] // DIRECT_ALIGN) * DIRECT_ALIGN
+        for start in range(0, len(old), AT_ONCE):
             some = old[start : start + AT_ONCE]
-            pages = -(-sizes[some] // DIRECT_ALIGN) * DIRECT_ALIGN
             put_ends = partial(self._put_ends, ids[some], backend[some])
-            verdict = await look_at_blocks(ids[some], pages, self._namespace, self._transfer, put_ends)
-            torn[some[verdict != SOUND]] = True
-            sound.append(some[verdict == SOUND])
-        whole = np.concatenate(sound)
-        self._sound.put(np.ascontiguousarray(ids[whole]), np.ones(len(whole), dtype=np.uint64))
-        return torn
+            length = np.maximum(pages[start : start + AT_ONCE], DIRECT_ALIGN)
+            verdict = await look_at_blocks(ids[some], length, self._namespace, self._transfer, put_ends)
+            self._note_sound(ids[some[verdict == SOUND]])
+            result[some[verdict == TORN]] = -errno.ENOENT
+            unknown = some[verdict == UNKNOWN]
+            result[unknown[self._not_seen(ids[unknown])]] = -errno.EIO
+        return result
 
-    def _older(self, ids: U8, backend: I64) -> Bools:
-        """Tell which files were written before the machine started. Blocks."""
-        older = np.zeros(len(ids), dtype=np.bool_)
+    def _not_seen(self, ids: U8) -> I64:
+        seen = np.zeros(len(ids), dtype=np.uint64)
+        self._sound.get(np.ascontiguousarray(ids), seen)
+        return np.flatnonzero(seen == 0)
+
+    def _note_sound(self, ids: U8) -> None:
+        self._sound.put(np.ascontiguousarray(ids), np.ones(len(ids), dtype=np.uint64))
+
+    def _sizes_of_older(self, ids: U8, backend: I64) -> I64:
+        """Return the bytes of files that were written before the machine started; 0 for younger ones, -1 for gone ones.
+
+        Blocks.
+        """
+        sizes = np.zeros(len(ids), dtype=np.int64)
         for i, (path, place) in enumerate(zip(block_paths(ids), backend.tolist(), strict=True)):
             system, root = self._backends[place].system, self._backends[place].root
             about = system.size_and_time(root / path.tobytes().rstrip(b"\0").decode())
-            older[i] = about is not None and about[1] < system.started()
-        return older
+            if about is None:
+                sizes[i] = -1
+            elif about[1] < system.started():
+                sizes[i] = max(about[0], 1)
+        return sizes
 
     def _put_ends(self, ids: U8, backend: I64, chains: rq.Requests) -> object:
         chains["opcode"][:, 1] |= rq.FLAG_LINK

@@ -7,11 +7,12 @@ calls the block stored. `ucm_async.stages.posix.survivors` does the same for fil
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 
 import numpy as np
 
-from ...blocks.second_look import AT_ONCE, SOUND, look_at_blocks
+from ...blocks.second_look import AT_ONCE, SOUND, TORN, UNKNOWN, look_at_blocks
 from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...types import I64, U8, U64, Bools
@@ -41,12 +42,17 @@ class Doubts:
             if slab is not None and slab.memory.doubtful
         }
 
-    async def torn(self, ids: U8, backend: I64, slots: I64, words: U64) -> Bools:
-        """Tell which of some stored blocks are not there, or no more, as a whole: bool, shape (n,).
+    def __bool__(self) -> bool:
+        """Whether there is anything to doubt."""
+        return bool(self._sound)
 
-        One that cannot be read counts as torn: who dumps it has its bytes.
+    async def look(self, ids: U8, backend: I64, slots: I64, words: U64) -> tuple[I64, Bools]:
+        """Look at slots once: int64 (n,), 0 for what can be relied on, -ENOENT for what is torn, or gone.
+
+        -EIO where a slot cannot be read, although nobody has found it sound meanwhile. The second value, bool (n,),
+        tells which are torn, to be set aside.
         """
-        torn = np.zeros(len(ids), dtype=np.bool_)
+        result, torn = np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.bool_)
         new = self._not_seen(backend, slots, words)
         if len(new):
             await self._slabs.refresh()
@@ -57,9 +63,13 @@ class Doubts:
             put_ends = partial(self._put_ends, backend[some], slots[some])
             verdict = await look_at_blocks(ids[some], sizes, self._namespace, self._transfer, put_ends)
             same = self._slabs.words(backend[some], slots[some]) == words[some]
-            torn[some[~same | (verdict != SOUND)]] = True  # a load may have set it aside meanwhile
-            self._note(backend[some], slots[some], np.where(same & (verdict == SOUND), words[some], np.uint64(0)))
-        return torn
+            sound = some[same & (verdict == SOUND)]
+            self._note(backend[sound], slots[sound], words[sound])
+            torn[some] = same & (verdict == TORN)
+            result[some[~same | (verdict == TORN)]] = -errno.ENOENT  # a load may have set it aside meanwhile
+            unknown = some[same & (verdict == UNKNOWN)]
+            result[unknown[self._not_seen(backend[unknown], slots[unknown], words[unknown])]] = -errno.EIO
+        return result, torn
 
     def _not_seen(self, backend: I64, slots: I64, words: U64) -> I64:
         unseen = np.zeros(len(slots), dtype=np.bool_)

@@ -57,17 +57,23 @@ class Dumper(BlockDumper[Place]):
 
     async def find_stored(self, ids: U8) -> Bools:
         """See `BlockDumper.find_stored`."""
-        backend = self._slabs.choose(ids)
-        slots, words = self._slabs.find(ids, backend, stamp_now())
+        slots, _ = self._slabs.find(ids, self._slabs.choose(ids), stamp_now())
         stored: Bools = slots >= 0
-        there = np.flatnonzero(stored)
-        torn = there[await self._doubts.torn(ids[there], backend[there], slots[there], words[there])]
-        if len(torn):
-            for g in torn.tolist():
-                await self._set_aside(int(backend[g]), int(slots[g]), int(words[g]), ids[g : g + 1])
-            stored[torn] = False
         self._touch(np.ascontiguousarray(ids[stored]), WEIGHT_DUMP)
         return stored
+
+    async def confirm_stored(self, ids: U8) -> I64:
+        """See `BlockDumper.confirm_stored`: a power cut may have torn slots that are older than the machine's start."""
+        if not self._doubts:
+            return np.zeros(len(ids), dtype=np.int64)
+        backend = self._slabs.choose(ids)
+        slots, words = self._slabs.find(ids, backend)
+        result = np.where(slots >= 0, 0, -errno.ENOENT)
+        there = np.flatnonzero(slots >= 0)
+        result[there], torn = await self._doubts.look(ids[there], backend[there], slots[there], words[there])
+        for g in there[torn].tolist():
+            await self._set_aside(int(backend[g]), int(slots[g]), int(words[g]), ids[g : g + 1])
+        return result
 
     def _known_stored(self, ids: U8) -> Bools:
         return np.asarray(self._slabs.find(ids, self._slabs.choose(ids))[0] >= 0)

@@ -229,7 +229,7 @@ class SlabStage(Stage):
 
     async def holds(self, ids: U8) -> Bools:
         """See `ucm_async.abc.Stage.holds`."""
-        return await self._dumper.find_stored(ids)
+        return await self._dumper.holds(ids)
 
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `ucm_async.abc.Stage.lookup_on_prefix`."""
