@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from typing import Final
 
@@ -14,9 +15,9 @@ from ..types import I64, U8
 from .transfer import Transfer
 from .verify import verify_block
 
-__all__ = ["AT_ONCE", "SOUND", "TORN", "UNKNOWN", "look_at_blocks"]
+__all__ = ["AT_ONCE", "GONE", "SOUND", "TORN", "UNKNOWN", "look_at_blocks"]
 
-UNKNOWN, SOUND, TORN = range(3)
+UNKNOWN, SOUND, TORN, GONE = range(4)
 """What was found out about a block; nothing, if it could not be read."""
 
 AT_ONCE: Final = 8
@@ -42,7 +43,7 @@ async def look_at_blocks(
     Returns
     -------
     numpy.ndarray
-        uint8, shape (n,): `UNKNOWN`, `SOUND` or `TORN`.
+        uint8, shape (n,): `UNKNOWN`, `SOUND`, `TORN`, or `GONE` where the first request has found nothing.
     """
     arena = transfer.arena
     slots = await arena.lease(len(ids))
@@ -55,8 +56,10 @@ async def look_at_blocks(
         await completed(transfer.engine.submit(chains.reshape(-1), 3))
         del kept  # it lived until here
         transfer.counts["looked_at"] += len(ids)
-        came = chains["result"][:, 1].tolist()
-        return await asyncio.to_thread(_judge, ids, namespace, arena.view(), slots.tolist(), came)
+        gone, came = chains["result"][:, 0] == -errno.ENOENT, chains["result"][:, 1].tolist()
+        verdict = await asyncio.to_thread(_judge, ids, namespace, arena.view(), slots.tolist(), came)
+        verdict[gone] = GONE
+        return verdict
     finally:
         arena.release(slots)
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from ...blocks.second_look import AT_ONCE, SOUND, TORN, UNKNOWN, look_at_blocks
+from ...blocks.second_look import AT_ONCE, GONE, SOUND, TORN, UNKNOWN, look_at_blocks
 from ...blocks.transfer import DIRECT_ALIGN, Transfer
 from ...engines import requests as rq
 from ...native import IdTable
@@ -62,10 +62,11 @@ class Survivors:
         for start in range(0, len(old), AT_ONCE):
             some = old[start : start + AT_ONCE]
             put_ends = partial(self._put_ends, ids[some], backend[some])
-            length = np.maximum(pages[start : start + AT_ONCE], DIRECT_ALIGN)
-            verdict = await look_at_blocks(ids[some], length, self._namespace, self._transfer, put_ends)
+            verdict = await look_at_blocks(
+                ids[some], pages[start : start + AT_ONCE], self._namespace, self._transfer, put_ends
+            )
             self._note_sound(ids[some[verdict == SOUND]])
-            result[some[verdict == TORN]] = -errno.ENOENT
+            result[some[np.isin(verdict, (TORN, GONE))]] = -errno.ENOENT
             unknown = some[verdict == UNKNOWN]
             result[unknown[self._not_seen(ids[unknown])]] = -errno.EIO
         return result
@@ -79,16 +80,13 @@ class Survivors:
         self._sound.put(np.ascontiguousarray(ids), np.ones(len(ids), dtype=np.uint64))
 
     def _sizes_of_older(self, ids: U8, backend: I64) -> I64:
-        """Return the bytes of files that were written before the machine started; 0 for younger ones, -1 for gone ones.
-
-        Blocks.
-        """
+        """Return the bytes of files that were written before the machine started; 0 for younger ones. Blocks."""
         sizes = np.zeros(len(ids), dtype=np.int64)
         for i, (path, place) in enumerate(zip(block_paths(ids), backend.tolist(), strict=True)):
             system, root = self._backends[place].system, self._backends[place].root
             about = system.size_and_time(root / path.tobytes().rstrip(b"\0").decode())
             if about is None:
-                sizes[i] = -1
+                sizes[i] = DIRECT_ALIGN  # it is gone, and will not be found
             elif about[1] < system.started():
                 sizes[i] = max(about[0], 1)
         return sizes
