@@ -50,7 +50,7 @@ def written_bytes(generator: np.random.Generator) -> int:
 async def test_flips_under_an_open_store(tmp_path: Path) -> None:
     """Each block that is damaged is CORRUPT once, then a miss, and can be dumped anew."""
     generator = np.random.default_rng(11)
-    async with ucm.open_store("Slab", **keys(tmp_path, capacity=512)) as store:
+    async with ucm.open_store("Slab", **keys(tmp_path, capacity=512 + FLIPS)) as store:
         assert (await dump(store, 0, COUNT)).all()
         done = 0
         while done < FLIPS:
