@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engines import requests as rq
 from ..engines.waits import completed
-from ..types import I64, U8
+from ..types import U8
 from .transfer import Transfer
 from .verify import verify_block
 
@@ -25,14 +25,14 @@ AT_ONCE: Final = 8
 
 
 async def look_at_blocks(
-    ids: U8, sizes: I64, namespace: bytes, transfer: Transfer, put_ends: Callable[[rq.Requests], object]
+    ids: U8, namespace: bytes, transfer: Transfer, put_ends: Callable[[rq.Requests], object]
 ) -> U8:
     """Read some blocks and compare them with their own headers.
 
     Parameters
     ----------
-    ids, sizes
-        uint8 (n, 16), at most `AT_ONCE`, and the bytes to read of each, int64 (n,): whole pages.
+    ids
+        uint8, shape (n, 16), at most `AT_ONCE`.
     namespace
         Fingerprint that they have, 16 bytes.
     transfer
@@ -51,7 +51,7 @@ async def look_at_blocks(
         chains = rq.new_requests(3 * len(ids)).reshape(-1, 3)
         chains["opcode"][:, 1] = rq.OP_READ
         chains["address"][:, 1] = arena.address(slots)
-        chains["length"][:, 1] = np.minimum(sizes, arena.slot_bytes)
+        chains["length"][:, 1] = arena.slot_bytes  # whatever is there by then, as far as it goes
         kept = put_ends(chains)
         await completed(transfer.engine.submit(chains.reshape(-1), 3))
         del kept  # it lived until here

@@ -90,8 +90,7 @@ class Dumper(BlockDumper[OwnFiles]):
     async def confirm_stored(self, ids: U8) -> I64:
         """See `BlockDumper.confirm_stored`: a power cut may have torn files that are older than the machine's start."""
         backend = choose_backend(ids, self._seeds)
-        result = await self._survivors.look(ids, backend)
-        torn = result == -errno.ENOENT
+        result, torn = await self._survivors.look(ids, backend)
         if torn.any():
             await self._set_aside(ids[torn], backend[torn])
         return result

@@ -15,6 +15,9 @@ __all__ = ["KnownBlocks"]
 RECENT_MAX: Final = 1024
 """Removals that are remembered one by one."""
 
+ONE_BY_ONE_MAX: Final = 64
+"""Of more blocks at once it is only remembered that there were some: the loop has no time for each."""
+
 _STORED = np.uint64(1)
 _ONE = np.ones(1, dtype=np.uint64)
 
@@ -66,7 +69,7 @@ class KnownBlocks:
         """Forget blocks that are being removed: call it before, and again when they are gone."""
         self.removals += 1
         self.discard(ids)
-        if len(ids) > RECENT_MAX:
+        if len(ids) > ONE_BY_ONE_MAX:
             self._forgotten = self.removals
             return
         for block_id in ids:

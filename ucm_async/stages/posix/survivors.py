@@ -8,6 +8,7 @@ block stored.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from functools import partial
 from typing import Final
@@ -15,10 +16,10 @@ from typing import Final
 import numpy as np
 
 from ...blocks.second_look import AT_ONCE, GONE, SOUND, TORN, UNKNOWN, look_at_blocks
-from ...blocks.transfer import DIRECT_ALIGN, Transfer
+from ...blocks.transfer import Transfer
 from ...engines import requests as rq
 from ...native import IdTable
-from ...types import I64, U8
+from ...types import I64, U8, Bools
 from .backend import Backend
 from .files import BlockFiles
 from .layout import block_paths
@@ -47,29 +48,29 @@ class Survivors:
         self._transfer = transfer
         self._sound = IdTable(REMEMBERED_MAX)
 
-    async def look(self, ids: U8, backend: I64) -> I64:
+    async def look(self, ids: U8, backend: I64) -> tuple[I64, Bools]:
         """Look at files once: int64 (n,), 0 for what can be relied on, -ENOENT for what is torn, or gone.
 
-        -EIO where a file cannot be read, although nobody has found it sound meanwhile.
+        -EIO where a file cannot be read, although nobody has found it sound meanwhile. The second value, bool (n,),
+        tells which are torn, to be set aside: what has the name of one that was gone may be good.
         """
-        result = np.zeros(len(ids), dtype=np.int64)
+        result, torn = np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.bool_)
         new = self._not_seen(ids)
         if not len(new):
-            return result
-        sizes = await asyncio.to_thread(self._sizes_of_older, ids[new], backend[new])
-        self._note_sound(ids[new[sizes == 0]])
-        old, pages = new[sizes != 0], -(-sizes[sizes != 0] // DIRECT_ALIGN) * DIRECT_ALIGN
+            return result, torn
+        younger = await asyncio.to_thread(self._younger, ids[new], backend[new])
+        self._note_sound(ids[new[younger]])
+        old = new[~younger]
         for start in range(0, len(old), AT_ONCE):
             some = old[start : start + AT_ONCE]
             put_ends = partial(self._put_ends, ids[some], backend[some])
-            verdict = await look_at_blocks(
-                ids[some], pages[start : start + AT_ONCE], self._namespace, self._transfer, put_ends
-            )
+            verdict = await look_at_blocks(ids[some], self._namespace, self._transfer, put_ends)
             self._note_sound(ids[some[verdict == SOUND]])
+            torn[some] = verdict == TORN
             result[some[np.isin(verdict, (TORN, GONE))]] = -errno.ENOENT
             unknown = some[verdict == UNKNOWN]
             result[unknown[self._not_seen(ids[unknown])]] = -errno.EIO
-        return result
+        return result, torn
 
     def _not_seen(self, ids: U8) -> I64:
         seen = np.zeros(len(ids), dtype=np.uint64)
@@ -79,17 +80,15 @@ class Survivors:
     def _note_sound(self, ids: U8) -> None:
         self._sound.put(np.ascontiguousarray(ids), np.ones(len(ids), dtype=np.uint64))
 
-    def _sizes_of_older(self, ids: U8, backend: I64) -> I64:
-        """Return the bytes of files that were written before the machine started; 0 for younger ones. Blocks."""
-        sizes = np.zeros(len(ids), dtype=np.int64)
+    def _younger(self, ids: U8, backend: I64) -> Bools:
+        """Tell which files were written since the machine started: bool (n,); not what cannot be asked. Blocks."""
+        younger = np.zeros(len(ids), dtype=np.bool_)
         for i, (path, place) in enumerate(zip(block_paths(ids), backend.tolist(), strict=True)):
             system, root = self._backends[place].system, self._backends[place].root
-            about = system.size_and_time(root / path.tobytes().rstrip(b"\0").decode())
-            if about is None:
-                sizes[i] = DIRECT_ALIGN  # it is gone, and will not be found
-            elif about[1] < system.started():
-                sizes[i] = max(about[0], 1)
-        return sizes
+            with contextlib.suppress(OSError):
+                about = system.size_and_time(root / path.tobytes().rstrip(b"\0").decode())
+                younger[i] = about is not None and about[1] >= system.started()
+        return younger
 
     def _put_ends(self, ids: U8, backend: I64, chains: rq.Requests) -> object:
         chains["opcode"][:, 1] |= rq.FLAG_LINK

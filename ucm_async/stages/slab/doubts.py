@@ -59,9 +59,8 @@ class Doubts:
             new = new[self._slabs.descriptors(backend[new], slots[new]) >= 0]
         for start in range(0, len(new), AT_ONCE):
             some = new[start : start + AT_ONCE]
-            sizes = self._slabs.sizes(backend[some])
             put_ends = partial(self._put_ends, backend[some], slots[some])
-            verdict = await look_at_blocks(ids[some], sizes, self._namespace, self._transfer, put_ends)
+            verdict = await look_at_blocks(ids[some], self._namespace, self._transfer, put_ends)
             same = self._slabs.words(backend[some], slots[some]) == words[some]
             sound = some[same & (verdict == SOUND)]
             self._note(backend[sound], slots[sound], words[sound])

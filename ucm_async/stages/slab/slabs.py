@@ -257,10 +257,6 @@ class Slabs:
         fds = self._direct[backend, segments]
         return fds if direct is None else np.asarray(np.where(direct, fds, self._buffered[backend, segments]))
 
-    def sizes(self, backend: I64) -> I64:
-        """Return the bytes of a slot of each backend: int64, the shape of `backend`."""
-        return np.full(len(backend), self._slot_bytes)
-
     def offsets(self, backend: I64, slots: I64) -> U64:
         """Return where slots begin in their segments."""
         offsets = PAGE_BYTES + slots % self._slots[backend] * self._slot_bytes
