@@ -162,6 +162,7 @@ static void shut(struct watcher_object *self)
     close(self->event_fd);
     self->event_fd = -1;
     self->table->watched = false;
+    Py_CLEAR(self->table); /* and its memory, which must not wait until the thread that ran this forgets the watcher */
 }
 
 static void watcher_dealloc(PyObject *op)

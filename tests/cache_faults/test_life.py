@@ -31,6 +31,15 @@ def puppets(start: Starter, keys: dict[str, Any], count: int) -> list[Child]:
     return [start("puppet", pipeline=CONTROLLED, keys=keys, loop=("asyncio", "uvloop")[n % 2]) for n in range(count)]
 
 
+async def test_closing_gives_the_memory_back() -> None:
+    """At once, whatever threads of the loop's executor still hold that helped to close."""
+    for _ in range(rounds(50)):
+        keys = cache_keys(slots=SLOTS)
+        async with ucm.open_store(CONTROLLED, **keys):
+            assert keys["unique_id"] in Path("/proc/self/maps").read_text()
+        assert keys["unique_id"] not in Path("/proc/self/maps").read_text()
+
+
 # ---- many at a time
 
 

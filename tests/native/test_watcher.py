@@ -233,7 +233,7 @@ def test_closing_never_hangs(table: Table, other: Table) -> None:
         watcher.close()
 
 
-def test_it_keeps_its_table(memory: mmap.mmap) -> None:
+def test_it_keeps_its_table_until_it_is_closed(memory: mmap.mmap) -> None:
     raw = native.BlockTable(memory, SLOTS, create=True)
     raw.join(1, 1)
     watcher = native.Watcher(raw)
@@ -242,8 +242,9 @@ def test_it_keeps_its_table(memory: mmap.mmap) -> None:
     with pytest.raises(BufferError):
         memory.close()
     watcher.close()
-    del watcher
-    memory.close()
+    memory.close()  # though somebody may still have the watcher
+    with pytest.raises(ValueError, match="closed"):
+        watcher.arm()
 
 
 def test_one_for_a_table(table: Table, watcher: Any) -> None:

@@ -120,6 +120,8 @@ class Segment:
         The slots; a read-only view of the memory that goes with its last view.
     base
         Address of the first slot.
+    page_mode
+        See `ucm_async.native.Mapping`.
     """
 
     def __init__(self, geometry: Geometry, mapping: Mapping, table: BlockTable, name: str = "", fd: int = -1) -> None:
@@ -127,22 +129,31 @@ class Segment:
         self.name = name
         self.table = table
         memory = memoryview(mapping)
-        self._mapping = mapping
+        self.page_mode = mapping.page_mode
         self._fd = fd
+        self._closed = False
         self.arena = memory[geometry.arena_offset : geometry.total_bytes].toreadonly()
         self.base = mapping.address + geometry.arena_offset
         table.set_arena(memory[geometry.arena_offset :], geometry.slot_bytes)
 
-    @property
-    def page_mode(self) -> str:
-        """See `ucm_async.native.Mapping`."""
-        return self._mapping.page_mode
-
     def close(self) -> None:
-        """Leave; the last one out removes the segment. The memory goes with the last view of it. Idempotent."""
-        if self._fd < 0:
-            self.table.leave()
+        """Leave; the last one out removes the segment. The memory goes with the last view of it. Idempotent.
+
+        Table and arena are gone from here afterwards: a thread that runs this lets go of the segment some time after
+        whoever waits for it goes on, and then the memory must not hang on it.
+        """
+        if self._closed:
             return
+        self._closed = True
+        try:
+            if self._fd < 0:
+                self.table.leave()
+            else:
+                self._leave_shared()
+        finally:
+            del self.table, self.arena
+
+    def _leave_shared(self) -> None:
         fd, self._fd = self._fd, -1
         try:
             locked = _lock(fd, _ENTERING, fcntl.F_WRLCK, CLOSE_PATIENCE_S)
