@@ -16,6 +16,7 @@ from ...abc import Lower
 from ...errors import StoreError
 from ...native import WATCH_GONE
 from ...types import ERROR_OF_STATUS, I64, U8, Status
+from .below import Below
 from .fills import PART_BYTES
 from .transbuffer import TransBuffer
 
@@ -52,7 +53,7 @@ class WriteBehind:
 
     Parameters
     ----------
-    buffer, lower
+    buffer, below, lower
         See their modules.
     bytes_max
         Of blocks that may be owed at a time; one block always may.
@@ -60,12 +61,12 @@ class WriteBehind:
         Plain counters, by name.
     """
 
-    def __init__(self, buffer: TransBuffer, lower: Lower, bytes_max: int, counts: Counter[str]) -> None:
+    def __init__(self, buffer: TransBuffer, below: Below, lower: Lower, bytes_max: int, counts: Counter[str]) -> None:
         self._buffer = buffer
+        self._below = below
         self._lower = lower
         self._blocks_max = max(1, bytes_max // buffer.block_size)
         self._counts = counts
-        self._sizes = np.array([buffer.block_size], dtype=np.int64)
         self._reserved = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._queue: deque[_Debt] = deque()
@@ -151,16 +152,13 @@ class WriteBehind:
         generations = np.concatenate([debt.generations for debt in debts])
         status = np.full(len(ids), Status.CANCELLED, dtype=np.uint8)
         try:
-            status = await self._lower.dump(ids, _whole(len(ids)), self._addresses(slots), self._sizes, "stored")
+            status = await self._below.dump(ids, slots, "stored")
             await self._undo_deleted(ids, slots, generations, status)
         finally:
             at = 0
             for debt in debts:
                 self._settle(debt, status[at : at + len(debt.ids)])
                 at += len(debt.ids)
-
-    def _addresses(self, slots: I64) -> npt.NDArray[np.uint64]:
-        return self._buffer.addresses(slots).reshape(-1, 1)
 
     async def _undo_deleted(self, ids: U8, slots: I64, generations: npt.NDArray[np.uint32], status: U8) -> None:
         """Delete below what somebody deleted, in whatever process, while it was written: he could not see it there."""
@@ -243,7 +241,3 @@ class WriteBehind:
 
 
 _WHY: Final = "it was in the cache, but could not be written to the stage below"
-
-
-def _whole(count: int) -> I64:
-    return np.full(count, -1, dtype=np.int64)

@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from ...abc import Lower
-from ...types import I64, U8, U64, Status
+from ...types import I64, U8, Status
+from .below import Below
 from .transbuffer import TransBuffer
 from .waiting import Waiting
 
@@ -25,12 +25,11 @@ PARTS_AT_A_TIME: Final = 3
 class Filler:
     """Reads whole blocks from the stage below. Whoever claimed the slots still owns them, whatever comes of it."""
 
-    def __init__(self, buffer: TransBuffer, lower: Lower, waiting: Waiting, counts: Counter[str]) -> None:
+    def __init__(self, buffer: TransBuffer, below: Below, waiting: Waiting, counts: Counter[str]) -> None:
         self._buffer = buffer
-        self._lower = lower
+        self._below = below
         self._waiting = waiting
         self._counts = counts
-        self._sizes = np.array([buffer.block_size], dtype=np.int64)
 
     async def fill(self, ids: U8, slots: I64) -> U8:
         """Read blocks into slots that are being filled by this process.
@@ -53,7 +52,7 @@ class Filler:
         If it raises or is cancelled, nothing is published, nothing below touches the slots any more, and they are still
         to be filled, or given up, by the caller.
         """
-        status = await self._lower.load(ids, _whole(len(ids)), self._addresses(slots), self._sizes)
+        status = await self._below.load(ids, slots)
         table, ok = self._buffer.table, status == Status.OK
         table.publish(slots[ok], False, True)
         if not ok.all():
@@ -64,15 +63,8 @@ class Filler:
         self._counts["blocks_not_read"] += int(np.count_nonzero(~ok))
         return status
 
-    def _addresses(self, slots: I64) -> U64:
-        return self._buffer.addresses(slots).reshape(-1, 1)
-
 
 def cut_parts(groups: I64, block_size: int) -> list[I64]:
     """Cut `groups` into runs of about `PART_BYTES`."""
     step = max(1, PART_BYTES // block_size)
     return [groups[at : at + step] for at in range(0, len(groups), step)]
-
-
-def _whole(count: int) -> I64:
-    return np.full(count, -1, dtype=np.int64)

@@ -18,10 +18,11 @@ from ...abc import Batch, Lower
 from ...engines.waits import patient
 from ...errors import BusyError
 from ...native import CLAIM_MINE
-from ...tasks import WHOLE_BLOCK, group_rows
-from ...types import I64, U8, U64, Bools, Durability, Status
+from ...tasks import group_rows
+from ...types import I64, U8, Bools, Durability, Status
 from .admission import Share
 from .behind import WriteBehind
+from .below import Below
 from .bypass import Bypass
 from .moves import Mover
 from .naming import Naming
@@ -86,7 +87,7 @@ class ShardDumps:
 
     Parameters
     ----------
-    buffer, lower, behind
+    buffer, below, lower, behind
         See their modules.
     mover, bypass
         Of the dump queue.
@@ -103,6 +104,7 @@ class ShardDumps:
     def __init__(
         self,
         buffer: TransBuffer,
+        below: Below,
         lower: Lower,
         mover: Mover,
         bypass: Bypass,
@@ -114,6 +116,7 @@ class ShardDumps:
     ) -> None:
         self._buffer = buffer
         self._table = buffer.table
+        self._below = below
         self._lower = lower
         self._mover = mover
         self._bypass = bypass
@@ -121,7 +124,6 @@ class ShardDumps:
         self._naming = naming
         self._share = share
         self._counts = counts
-        self._sizes = np.array([buffer.block_size], dtype=np.int64)
         self._blocks = PartialBlocks(buffer.block_size // buffer.shard_size, blocks_max)
 
     def __len__(self) -> int:
@@ -160,10 +162,7 @@ class ShardDumps:
         try:
             status = np.zeros(len(first), dtype=np.uint8)
             if batch.durability != "cached":
-                places = self._buffer.addresses(slots[hit]).reshape(-1, 1)
-                status[hit] = await self._lower.dump(
-                    np.ascontiguousarray(ids[hit]), _whole(int(hit.sum())), places, self._sizes, batch.durability
-                )
+                status[hit] = await self._below.dump(ids[hit], slots[hit], batch.durability)
         finally:
             self._table.release(slots)
         self.forget(ids[hit])  # another writer was first, and these shards are of no use any more
@@ -323,14 +322,13 @@ class ShardDumps:
     async def _store_rows(self, gathering: _Gathering, chosen: Bools, durability: Durability) -> U8:
         rows, slots = gathering.rows[chosen], gathering.slots[gathering.group[chosen]]
         ids, shards = np.ascontiguousarray(gathering.batch.ids[rows]), gathering.batch.shards[rows]
-        sizes = np.array([self._buffer.shard_size], dtype=np.int64)
-        return await self._lower.dump(ids, shards, _column(self._buffer.places(slots, shards)), sizes, durability)
+        places, sizes = self._buffer.places(slots, shards).reshape(-1, 1), np.array([self._buffer.shard_size])
+        return await self._lower.dump(ids, shards, places, sizes, durability)
 
     async def _store_blocks(self, gathering: _Gathering, chosen: Bools, durability: Durability) -> None:
         groups = np.flatnonzero(chosen)
         ids = np.frombuffer(b"".join(gathering.blocks[g].block_id for g in groups.tolist()), dtype=np.uint8)
-        places = _column(self._buffer.addresses(gathering.slots[groups]))
-        status = await self._lower.dump(ids.reshape(-1, 16), _whole(len(groups)), places, self._sizes, durability)
+        status = await self._below.dump(ids.reshape(-1, 16), gathering.slots[groups], durability)
         of_group = np.zeros(len(gathering.blocks), dtype=np.uint8)
         of_group[groups] = status
         mine = chosen[gathering.group]
@@ -382,11 +380,3 @@ class ShardDumps:
         for block in self._blocks:
             self._blocks.forget(block)
             self._free(block.slot)
-
-
-def _whole(count: int) -> I64:
-    return np.full(count, WHOLE_BLOCK, dtype=np.int64)
-
-
-def _column(places: U64) -> U64:
-    return places.reshape(-1, 1)
