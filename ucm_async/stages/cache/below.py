@@ -6,7 +6,7 @@ import numpy as np
 
 from ...abc import Lower
 from ...tasks import WHOLE_BLOCK
-from ...types import I64, U8, U64, Durability
+from ...types import I64, U8, U64, Durability, Reasons
 from .transbuffer import TransBuffer
 
 __all__ = ["Below"]
@@ -28,11 +28,11 @@ class Below:
         self._lower = lower
         self._sizes = np.array([buffer.block_size], dtype=np.int64)
 
-    async def load(self, ids: U8, slots: I64) -> U8:
+    async def load(self, ids: U8, slots: I64) -> tuple[U8, Reasons]:
         """Read blocks, uint8 (n, 16), into `slots`, int64 (n,); see `ucm_async.abc.Lower.load`."""
         return await self._lower.load(*_named(ids), self._places(slots), self._sizes)
 
-    async def dump(self, ids: U8, slots: I64, durability: Durability) -> U8:
+    async def dump(self, ids: U8, slots: I64, durability: Durability) -> tuple[U8, Reasons]:
         """Write blocks, uint8 (n, 16), from `slots`, int64 (n,); see `ucm_async.abc.Lower.dump`."""
         return await self._lower.dump(*_named(ids), self._places(slots), self._sizes, durability)
 

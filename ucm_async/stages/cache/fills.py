@@ -6,8 +6,9 @@ from collections import Counter
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from ...types import I64, U8, Status
+from ...types import I64, U8, Reasons, Status
 from .below import Below
 from .transbuffer import TransBuffer
 from .waiting import Waiting
@@ -31,37 +32,34 @@ class Filler:
         self._waiting = waiting
         self._counts = counts
 
-    async def fill(self, ids: U8, slots: I64) -> U8:
+    async def fill(self, ids: U8, slots: I64, generations: npt.NDArray[np.uint32]) -> tuple[U8, Reasons]:
         """Read blocks into slots that are being filled by this process.
 
         Parameters
         ----------
         ids
             uint8, shape (n, 16).
-        slots
-            int64, shape (n,).
+        slots, generations
+            As they were claimed, shape (n,).
 
         Returns
         -------
-        numpy.ndarray
-            uint8: a `Status` each. Slots of blocks that are OK are published, and leased by the caller; the others are
-            given up, and everybody who waits for them knows why.
+        status, reasons
+            As of `ucm_async.abc.Lower.load`. Slots of blocks that are OK are published, and leased by the caller; the
+            others are given up, and everybody who waits for them knows why.
 
         Notes
         -----
         If it raises or is cancelled, nothing is published, nothing below touches the slots any more, and they are still
         to be filled, or given up, by the caller.
         """
-        status = await self._below.load(ids, slots)
-        table, ok = self._buffer.table, status == Status.OK
-        table.publish(slots[ok], False, True)
-        if not ok.all():
-            for number in np.unique(status[~ok]).tolist():
-                table.fail(slots[status == number], number)
-        self._waiting.look()
+        status, reasons = await self._below.load(ids, slots)
+        ok = status == Status.OK
+        self._buffer.table.publish(slots[ok], False, True)
+        self._waiting.settle(slots, generations, status, reasons)
         self._counts["blocks_read"] += int(np.count_nonzero(ok))
         self._counts["blocks_not_read"] += int(np.count_nonzero(~ok))
-        return status
+        return status, reasons
 
 
 def cut_parts(groups: I64, block_size: int) -> list[I64]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import numpy as np
 
 from ...native import CLAIM_BUSY, CLAIM_HIT, CLAIM_MINE
-from ...types import ERROR_OF_STATUS, I64, U8, Bools, Status
+from ...types import I64, U8, Bools, Status
 from .behind import WriteBehind
 from .below import Below
 from .partial import NO_SLOT, PartialBlock
@@ -80,7 +81,9 @@ class Naming:
         if not chosen.any():
             return
         wanted = ids[chosen]
-        status = await self._below.dump(wanted, slots[chosen], "stored")
+        status, reasons = await self._below.dump(wanted, slots[chosen], "stored")
         for at in np.flatnonzero(status != Status.OK).tolist():
-            why = "its shards were taken, but it could not be written to the stage below"
-            self._behind.failed(ERROR_OF_STATUS[Status(int(status[at]))](why, block_id=wanted[at].tobytes()))
+            self._behind.not_written(_WHY, wanted[at].tobytes(), Status(int(status[at])), reasons.get(at))
+
+
+_WHY: Final = "its shards were taken, but it could not be written to the stage below"
