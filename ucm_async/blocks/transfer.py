@@ -32,9 +32,9 @@ DIRECT_ALIGN: Final = 4096
 """What O_DIRECT asks of addresses, offsets and lengths. Many devices ask for less; no file system asks for more."""
 
 IN_FLIGHT_BYTES: Final = 24 << 20
-"""With the kernel, a lane. More does not make a disk faster, but when its queue is full, whoever gives it more is held up
-until there is room: of 200 reads of 1 MiB at a depth of 128, the first was back after 32 ms, at this bound after 9, and
-all of them after 77 and 78. What comes later, from the other lane too, waits behind less."""
+"""With the kernel, a lane. More does not make a disk faster, but when its queue is full, whoever gives it more is held
+up until there is room: of 200 reads of 1 MiB at a depth of 128, the first was back after 32 ms, at this bound after 9,
+and all of them after 77 and 78. What comes later, from the other lane too, waits behind less."""
 
 HEAD_SLOTS: Final = 1024
 """Blocks of registered memory that a lane has under way."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 
 from ...abc import Batch
 from ...coding import CODING_BEHIND, CODING_CHECKSUM, RAW, Codings, EncodedRows
-from ...errors import StoreError
 from ...native import execute
 from ...tasks import WHOLE_BLOCK, group_blocks
-from ...types import I64, U8, U64, Bools, Status
+from ...types import I64, U8, U64, Bools, Reasons, Status
 from .codecs import Codec, Context, failure_of, make_codec
 from .lane import LaneMeans, live_rows
 from .units import Geometry, Units, distinct, in_order, parts_of, shares_of
@@ -105,8 +103,8 @@ class Encoder:
         whole = np.full(len(blocks), WHOLE_BLOCK, dtype=np.int64)
         ids, addresses = encoding.ids[blocks], encoding.bases[blocks]
         row_bytes = self.means.geometry.slot_bytes
-        status, failures = await self._send(encoding.batch, ids, whole, addresses, encoded, row_bytes)
-        encoding.report(blocks, status, failures, encoding.group)
+        status, reasons = await self._send(encoding.batch, ids, whole, addresses, encoded, row_bytes)
+        encoding.report(blocks, status, reasons, encoding.group)
 
     async def _send_shards(self, encoding: Encoding, units: I64) -> None:
         """Dump single shards."""
@@ -114,12 +112,12 @@ class Encoder:
         ids, shards = encoding.ids[encoding.unit_group[units]], encoding.unit_shard[units]
         addresses = encoding.codings["target"][units]
         row_bytes = self.means.geometry.shard_size
-        status, failures = await self._send(encoding.batch, ids, shards, addresses, encoded, row_bytes)
-        encoding.report(units, status, failures, encoding.unit_of_row)
+        status, reasons = await self._send(encoding.batch, ids, shards, addresses, encoded, row_bytes)
+        encoding.report(units, status, reasons, encoding.unit_of_row)
 
     async def _send(
         self, batch: Batch, ids: U8, shards: I64, addresses: U64, encoded: EncodedRows, row_bytes: int
-    ) -> tuple[U8, Mapping[int, StoreError]]:
+    ) -> tuple[U8, Reasons]:
         counts = self.means.counts
         counts["shards"] += encoded.codecs.size
         counts["raw_shards"] += int((encoded.codecs == RAW).sum())
@@ -211,10 +209,10 @@ class Encoding:
         self.failed[list(wrong)] = True
         return wrong
 
-    def report(self, sent: I64, status: U8, failures: Mapping[int, StoreError], of_row: I64) -> None:
+    def report(self, sent: I64, status: U8, reasons: Reasons, of_row: I64) -> None:
         """Report the rows whose block, or shard, was sent; `of_row` has that of each row."""
         for i in np.flatnonzero(status != Status.OK).tolist():
-            self.batch.report(self.rows[of_row == sent[i]], Status(status[i]), failures[i])
+            self.batch.report(self.rows[of_row == sent[i]], Status(status[i]), reasons.get(i))
         good = np.zeros(int(of_row.max()) + 1, dtype=np.bool_)
         good[sent[status == Status.OK]] = True
         self.batch.report(self.rows[good[of_row]], Status.OK)
