@@ -14,7 +14,7 @@ from ...types import U8, Bools
 from .codecs import Codec, Layout, make_codec
 from .decoding import Decoder
 from .encoding import Encoder
-from .lane import LaneMeans
+from .lane import DUMP_PART_BYTES_MAX, LOAD_PART_BYTES_MAX, LaneMeans
 from .units import Geometry
 from .workers import Workers, default_threads
 
@@ -60,15 +60,15 @@ class CompressStage(Stage):
         if self.config.refuse_lossy and not self.codec.lossless:
             raise ConfigError(f"refuse_lossy: true, must be false with compress_codec {self.config.compress_codec!r}")
         try:
-            for lane in ("load", "dump"):
-                self._lanes.append(await self._make_lane(lane))
+            for lane, part_bytes_max in (("load", LOAD_PART_BYTES_MAX), ("dump", DUMP_PART_BYTES_MAX)):
+                self._lanes.append(await self._make_lane(lane, part_bytes_max))
         except BaseException:
             await self.aclose()
             raise
         self._decoder = Decoder(self._lanes[0], refuse_lossy=self.config.refuse_lossy)
         self._encoder = Encoder(self._lanes[1], self.codec)
 
-    async def _make_lane(self, lane: str) -> LaneMeans:
+    async def _make_lane(self, lane: str, part_bytes_max: int) -> LaneMeans:
         slot = self._geometry.slot_bytes
         count = max(SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // slot)
         try:
@@ -77,7 +77,7 @@ class CompressStage(Stage):
         except (OSError, MemoryError) as error:
             given = self.config.staging_buffer_gb
             raise ConfigError(f"staging_buffer_gb: {given}, no memory for {count} slots of {slot} bytes") from error
-        return LaneMeans(self._lower, self._geometry, workers, self._threads, slots)
+        return LaneMeans(self._lower, self._geometry, workers, self._threads, slots, part_bytes_max)
 
     async def aclose(self) -> None:
         """Free threads and memory. Idempotent."""
