@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy.typing as npt
 
-from .types import I64, U8, U64, Bools, Durability, Status
+from .types import I64, U8, U64, Bools, Durability, Reasons, Status
 
 if TYPE_CHECKING:
     from .coding import EncodedRows
@@ -148,10 +148,10 @@ class Batch(Protocol):
     def when_hurried(self, call: Callable[[], None]) -> None:
         """Call `call` whenever a deadline of the batch moves closer, or a task of it settles with rows missing."""
 
-    def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
-        """Settle `rows` (int indexes or bool mask) with one `status`, or one each; `error` tells a failure's reason.
+    def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | Reasons | None = None) -> None:
+        """Settle `rows` (int indexes or bool mask) with one `status`, or one each. The first report of a row counts.
 
-        The first report of a row counts.
+        `error` tells the reason of their failure; or of some of them, each by its position among these rows.
         """
 
 
@@ -209,15 +209,15 @@ class Lower(Protocol):
     A cancelled `load` or `dump` ends only when nothing below touches the memory any more.
     """
 
-    async def load(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64) -> U8:
-        """Load into memory that the library owns; returns a status each row when all of them have settled."""
+    async def load(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64) -> tuple[U8, Reasons]:
+        """Load into memory that the library owns; returns a status each row, and reasons, when all have settled."""
 
-    async def dump(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability) -> U8:
-        """Dump from memory that the library owns; returns a status each row when all of them have settled."""
+    async def dump(
+        self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability
+    ) -> tuple[U8, Reasons]:
+        """Dump from memory that the library owns; returns a status each row, and reasons, when all have settled."""
 
-    async def load_encoded(
-        self, ids: U8, addresses: U64, row_bytes: int
-    ) -> tuple[U8, EncodedRows, Mapping[int, StoreError]]:
+    async def load_encoded(self, ids: U8, addresses: U64, row_bytes: int) -> tuple[U8, EncodedRows, Reasons]:
         """Load whole blocks as they are stored, into memory that the library owns.
 
         Parameters
@@ -235,13 +235,13 @@ class Lower(Protocol):
         encoded
             How to decode the rows that are OK, (n, shards). Their checksums are not compared yet: who decodes does
             that in the same pass, and calls `set_aside` for what is bad.
-        failures
-            Row -> why, of the rows that are not OK.
+        reasons
+            Why rows failed, where there is more to say than the status.
         """
 
     async def dump_encoded(
         self, ids: U8, shards: I64, addresses: U64, row_bytes: int, encoded: EncodedRows, durability: Durability
-    ) -> tuple[U8, Mapping[int, StoreError]]:
+    ) -> tuple[U8, Reasons]:
         """Dump encoded rows from memory that the library owns.
 
         Parameters
@@ -256,8 +256,10 @@ class Lower(Protocol):
 
         Returns
         -------
-        status, failures
-            When all have settled, as of `load_encoded`.
+        status, reasons
+            When all have settled, as of `load_encoded`. A shard whose codec and parameters do not fit under one header
+            with those of its block that are in is an IO_ERROR with errno `ucm_async.coding.MIXED`; stored as it is,
+            without a codec, it fits.
         """
 
     async def set_aside(self, ids: U8) -> None:

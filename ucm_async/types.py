@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -49,6 +49,9 @@ class Status(enum.IntEnum):
     BUSY = 7
     CLOSED = 8
 
+
+Reasons: TypeAlias = Mapping[int, StoreError]
+"""Position of a row -> why it failed, of those of which there is more to say than their `Status`."""
 
 PENDING: Final = 255
 """Status of a row that is still on its way. Never seen in a `TaskResult`."""

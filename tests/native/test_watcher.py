@@ -15,26 +15,9 @@ from typing import Any
 
 import pytest
 
-from .tables import FILLING, GONE, READY, Table, name, names, new_memory
+from .tables import FILLING, GONE, READY, SLOTS, Table, name, names
 from .test_fork import in_child, refused
 from .tools import WAIT_S, native, open_descriptors
-
-SLOTS = 50
-
-
-@pytest.fixture
-def memory() -> mmap.mmap:
-    return new_memory(SLOTS)
-
-
-@pytest.fixture
-def table(memory: mmap.mmap) -> Table:
-    return Table(memory, SLOTS, create=True)
-
-
-@pytest.fixture
-def other(table: Table) -> Table:
-    return Table(table.memory, SLOTS, process=2)
 
 
 @pytest.fixture

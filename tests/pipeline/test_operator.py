@@ -185,10 +185,10 @@ class TestCompose:
 
         async def dump(self, batch: Any) -> None:
             assert self.lower is not None
-            status = await self.lower.dump(
+            status, reasons = await self.lower.dump(
                 batch.ids, batch.shards, batch.addresses, batch.piece_sizes, batch.durability
             )
-            batch.report(np.arange(len(batch)), status)
+            batch.report(np.arange(len(batch)), status, reasons)
 
     class NeverOpens(OpenStage):
         """A stage that cannot be opened."""
@@ -235,7 +235,8 @@ class TestCompose:
             with pytest.raises(asyncio.CancelledError):
                 await loading
             assert slow.inside == 0
-            assert (await upper.lower.load(ids, shards, addresses, sizes) == Status.OK).all()
+            status, _ = await upper.lower.load(ids, shards, addresses, sizes)
+            assert (status == Status.OK).all()
 
     async def test_thousands_of_rows_pass_through_small_inboxes(self) -> None:
         keys = {"block_size": 16, "queue_number": 2, "queue_depth": 1, "slice_bytes": 4096}

@@ -6,9 +6,11 @@ import asyncio
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ucm_async.errors import CorruptError
-from ucm_async.tasks import SliceBatch, make_batches
+from ucm_async.tasks import SliceBatch, make_batches, reasons_at, reasons_of
 from ucm_async.types import Status
 
 from .doubles import ROW_BYTES, make_task, slices_of
@@ -40,6 +42,29 @@ async def test_reports_find_their_tasks(as_mask: bool) -> None:
     assert (await first).status.tolist() == [Status.CORRUPT, Status.MISS]
     assert (await second).status.tolist() == [Status.OK, Status.OK, Status.BUSY]
     assert (await first).failures[0].reason == "bad"
+
+
+async def test_each_row_has_its_own_reason() -> None:
+    first, second = make_task(2), make_task(3)
+    batch = SliceBatch([*slices_of(first, (0, 2)), *slices_of(second, (0, 3))])
+    batch.report(np.array([3]), Status.OK)
+    rows, reasons = np.array([4, 1, 3, 2]), {0: CorruptError("four"), 1: CorruptError("one"), 2: CorruptError("three")}
+    batch.report(rows, np.full(4, Status.CORRUPT, dtype=np.uint8), reasons)
+    batch.report_rest(Status.OK)
+    assert {row: one.reason for row, one in (await first).failures.items()} == {1: "one"}
+    assert {row: one.reason for row, one in (await second).failures.items()} == {0: "corrupt", 2: "four"}
+    assert {row: one.reason for row, one in (await second).failures.told.items()} == {2: "four"}
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), st.sets(st.integers(0, 9)), st.permutations(range(10)))
+def test_reasons_go_by_other_numbers(keys: list[int], told: set[int], places: list[int]) -> None:
+    reasons = {key: CorruptError(str(key)) for key in told}
+    assert reasons_of(reasons, np.array(keys, dtype=np.int64)) == {
+        row: reasons[key] for row, key in enumerate(keys) if key in told
+    }
+    moved = reasons_at(reasons, np.array(places))
+    assert {places[key]: reasons[key] for key in told} == moved
+    assert reasons_of(moved, np.array(places)) == reasons
 
 
 async def test_rows_of_settled_tasks_are_not_live() -> None:

@@ -26,7 +26,7 @@ from ..tasks import (
     TaskResult,
     cut_slices,
 )
-from ..types import I64, U8, U64, Bools, Durability, Status
+from ..types import I64, U8, U64, Bools, Durability, Reasons, Status
 from .lane import Lane
 
 __all__ = ["Operator"]
@@ -122,29 +122,31 @@ class Operator:
 
     # ---- ucm_async.abc.Lower
 
-    async def load(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64) -> U8:
+    async def load(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64) -> tuple[U8, Reasons]:
         """See `ucm_async.abc.Lower.load`."""
-        return (await self._send("load", ids, shards, addresses, tuple(piece_sizes.tolist()))).status
+        result = await self._send("load", ids, shards, addresses, tuple(piece_sizes.tolist()))
+        return result.status, result.failures.told
 
-    async def dump(self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability) -> U8:
+    async def dump(
+        self, ids: U8, shards: I64, addresses: U64, piece_sizes: I64, durability: Durability
+    ) -> tuple[U8, Reasons]:
         """See `ucm_async.abc.Lower.dump`."""
-        return (await self._send("dump", ids, shards, addresses, tuple(piece_sizes.tolist()), durability)).status
+        result = await self._send("dump", ids, shards, addresses, tuple(piece_sizes.tolist()), durability)
+        return result.status, result.failures.told
 
-    async def load_encoded(
-        self, ids: U8, addresses: U64, row_bytes: int
-    ) -> tuple[U8, EncodedRows, Mapping[int, StoreError]]:
+    async def load_encoded(self, ids: U8, addresses: U64, row_bytes: int) -> tuple[U8, EncodedRows, Reasons]:
         """See `ucm_async.abc.Lower.load_encoded`."""
         whole = np.full(len(ids), WHOLE_BLOCK, dtype=np.int64)
         encoded = EncodedRows.zeros(len(ids), self._config.shards_per_block)
         result = await self._send("load", ids, whole, addresses, (row_bytes,), encoded=encoded)
-        return result.status, encoded, result.failures
+        return result.status, encoded, result.failures.told
 
     async def dump_encoded(
         self, ids: U8, shards: I64, addresses: U64, row_bytes: int, encoded: EncodedRows, durability: Durability
-    ) -> tuple[U8, Mapping[int, StoreError]]:
+    ) -> tuple[U8, Reasons]:
         """See `ucm_async.abc.Lower.dump_encoded`."""
         result = await self._send("dump", ids, shards, addresses, (row_bytes,), durability, encoded)
-        return result.status, result.failures
+        return result.status, result.failures.told
 
     async def _send(
         self,

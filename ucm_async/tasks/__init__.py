@@ -6,6 +6,7 @@ from .extents import Cuts, cut_row
 from .groups import group_blocks, group_rows, ids_among, rank_in_group
 from .manager import SliceSink, TaskManager, TaskStatistics
 from .memory import Memory, Regions, memory_of_addresses, memory_of_buffers
+from .reasons import reasons_at, reasons_of
 from .result import FailureSet, TaskResult
 from .slicing import cut_slices
 from .task import LaneName, Task
@@ -34,5 +35,7 @@ __all__ = [
     "memory_of_addresses",
     "memory_of_buffers",
     "rank_in_group",
+    "reasons_at",
+    "reasons_of",
     "refuse_duplicates",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from ..coding import EncodedRows
 from ..errors import StoreError
-from ..types import I64, PENDING, U8, U64, Bools, Durability, Status
+from ..types import I64, PENDING, U8, U64, Bools, Durability, Reasons, Status
 from .memory import as_sizes
+from .reasons import reasons_of
 from .task import Task
 
 __all__ = ["Slice", "SliceBatch", "make_batches"]
@@ -81,22 +82,26 @@ class Slice:
         task.rows_in(count)
         finish()
 
-    def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
+    def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | Reasons | None = None) -> None:
         """Settle `rows` (counted from the slice's start). The first report of a row counts."""
         fresh = self.status[rows] == PENDING
         if not fresh.all():
+            status, error = _of_some(status, error, fresh)
             rows = rows[fresh]
-            status = status[fresh] if isinstance(status, np.ndarray) else status
         if len(rows) == 0:
             return
         self.status[rows] = status
-        if error is not None:
-            for row in rows.tolist():
-                self.task.note_error(self.start + row, error)
+        if error:
+            self._note(rows, error)
         self.pending -= len(rows)
         self.task.rows_in(len(rows))
         if self.pending == 0:
             self.task.slice_finished()
+
+    def _note(self, rows: I64, error: StoreError | Reasons) -> None:
+        errors = error if isinstance(error, Mapping) else dict.fromkeys(range(len(rows)), error)
+        for at, one in errors.items():
+            self.task.note_error(self.start + int(rows[at]), one)
 
     def report_rest(self, status: Status, error: StoreError | None = None) -> None:
         """Settle every row that was not reported."""
@@ -153,7 +158,7 @@ class SliceBatch:
         for one in self.slices:
             one.task.when_abandoned(check if len(self.slices) > 1 else call)
 
-    def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | None = None) -> None:
+    def report(self, rows: npt.NDArray[Any], status: Status | U8, error: StoreError | Reasons | None = None) -> None:
         """Settle `rows` (int indexes or bool mask); see `ucm_async.abc.Batch.report`."""
         if rows.dtype == np.bool_:
             rows = np.flatnonzero(rows)
@@ -164,12 +169,23 @@ class SliceBatch:
         for i in np.unique(owner).tolist():
             mine = owner == i
             start = int(self._ends[i]) - len(self.slices[i].status)
-            self.slices[i].report(rows[mine] - start, status[mine] if isinstance(status, np.ndarray) else status, error)
+            self.slices[i].report(rows[mine] - start, *_of_some(status, error, mine))
 
     def report_rest(self, status: Status, error: StoreError | None = None) -> None:
         """Settle every row that was not reported."""
         for one in self.slices:
             one.report_rest(status, error)
+
+
+def _of_some(
+    status: Status | U8, error: StoreError | Reasons | None, chosen: Bools
+) -> tuple[Status | U8, StoreError | Reasons | None]:
+    """Return what of a report is about the chosen ones of its rows."""
+    if isinstance(status, np.ndarray):
+        status = status[chosen]
+    if isinstance(error, Mapping):
+        error = reasons_of(error, np.flatnonzero(chosen))
+    return status, error
 
 
 def _join(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

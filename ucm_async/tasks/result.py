@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from ..errors import StoreError
-from ..types import ERROR_OF_STATUS, I64, U8, Bools, Status
+from ..types import ERROR_OF_STATUS, I64, U8, Bools, Reasons, Status
 
 __all__ = ["FailureSet", "TaskResult"]
 
@@ -20,11 +20,16 @@ class FailureSet(Mapping[int, StoreError]):
     The errors are made when they are asked for; a task without failures costs nothing.
     """
 
-    def __init__(self, status: U8, errors: Mapping[int, StoreError], ids: U8, shards: I64) -> None:
+    def __init__(self, status: U8, errors: Reasons, ids: U8, shards: I64) -> None:
         self._status = status
         self._errors = errors
         self._ids = ids
         self._shards = shards
+
+    @property
+    def told(self) -> Reasons:
+        """The errors that came with their rows' statuses; without the rows of which nothing but that is known."""
+        return self._errors
 
     def __getitem__(self, row: int) -> StoreError:
         if row not in self:

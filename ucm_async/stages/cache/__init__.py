@@ -5,9 +5,10 @@ General layout::
     segment      shared memory and its life (with processes: who lives); blocks, belongs into a thread
     transbuffer  the same for one store on its loop: slots, addresses, claims
     waiting      for what somebody else reads, in this process or another
+    below        whole blocks between slots and the stage below
     admission    how much of the cache each kind of work may hold
     moves        copies between slots and callers
-    fills        from the stage below into claimed slots
+    fills        reads into claimed slots, which are published
     bypass       rows that go round the cache
     load_queue   loads
     dump_queue   dumps of whole blocks; shard_dumps (with partial and naming) those of single shards

@@ -15,7 +15,9 @@ import numpy.typing as npt
 from ...abc import Lower
 from ...errors import StoreError
 from ...native import WATCH_GONE
-from ...types import ERROR_OF_STATUS, I64, U8, Status
+from ...tasks import reasons_of
+from ...types import ERROR_OF_STATUS, I64, U8, Reasons, Status
+from .below import Below
 from .fills import PART_BYTES
 from .transbuffer import TransBuffer
 
@@ -52,7 +54,7 @@ class WriteBehind:
 
     Parameters
     ----------
-    buffer, lower
+    buffer, below, lower
         See their modules.
     bytes_max
         Of blocks that may be owed at a time; one block always may.
@@ -60,12 +62,12 @@ class WriteBehind:
         Plain counters, by name.
     """
 
-    def __init__(self, buffer: TransBuffer, lower: Lower, bytes_max: int, counts: Counter[str]) -> None:
+    def __init__(self, buffer: TransBuffer, below: Below, lower: Lower, bytes_max: int, counts: Counter[str]) -> None:
         self._buffer = buffer
+        self._below = below
         self._lower = lower
         self._blocks_max = max(1, bytes_max // buffer.block_size)
         self._counts = counts
-        self._sizes = np.array([buffer.block_size], dtype=np.int64)
         self._reserved = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._queue: deque[_Debt] = deque()
@@ -150,17 +152,16 @@ class WriteBehind:
         slots = np.concatenate([debt.slots for debt in debts])
         generations = np.concatenate([debt.generations for debt in debts])
         status = np.full(len(ids), Status.CANCELLED, dtype=np.uint8)
+        reasons: Reasons = {}
         try:
-            status = await self._lower.dump(ids, _whole(len(ids)), self._addresses(slots), self._sizes, "stored")
+            status, reasons = await self._below.dump(ids, slots, "stored")
             await self._undo_deleted(ids, slots, generations, status)
         finally:
             at = 0
             for debt in debts:
-                self._settle(debt, status[at : at + len(debt.ids)])
+                mine = np.arange(at, at + len(debt.ids))
                 at += len(debt.ids)
-
-    def _addresses(self, slots: I64) -> npt.NDArray[np.uint64]:
-        return self._buffer.addresses(slots).reshape(-1, 1)
+                self._settle(debt, status[mine], reasons_of(reasons, mine))
 
     async def _undo_deleted(self, ids: U8, slots: I64, generations: npt.NDArray[np.uint32], status: U8) -> None:
         """Delete below what somebody deleted, in whatever process, while it was written: he could not see it there."""
@@ -170,7 +171,7 @@ class WriteBehind:
         if gone.any():
             await self._lower.delete(np.ascontiguousarray(ids[gone]))
 
-    def _settle(self, debt: _Debt, status: U8) -> None:
+    def _settle(self, debt: _Debt, status: U8, reasons: Reasons) -> None:
         """Give back what is stored; what is not is tried again, or given up."""
         stored = status == Status.OK
         self._buffer.table.clean(debt.slots[stored])
@@ -178,7 +179,7 @@ class WriteBehind:
         hopeless = np.isin(status, _HOPELESS) if debt.tries < TRIES else ~stored
         again = ~stored & ~hopeless
         if hopeless.any():
-            self._give_up(debt.ids[hopeless], status[hopeless])
+            self._give_up(debt.ids[hopeless], status[hopeless], reasons_of(reasons, np.flatnonzero(hopeless)))
         self._counts["blocks_stored_behind"] += int(np.count_nonzero(stored))
         self._buffer.table.release(debt.slots[~again])
         self.give_back(int(np.count_nonzero(~again)))
@@ -195,13 +196,18 @@ class WriteBehind:
         self._queue.append(debt)
         self._start()
 
-    def _give_up(self, ids: U8, status: U8) -> None:
+    def _give_up(self, ids: U8, status: U8, reasons: Reasons) -> None:
         """Make blocks misses again, and keep the reason for `flush`."""
         self._buffer.table.drop(np.ascontiguousarray(ids))
         self._counts["behind_failures"] += len(ids)
-        for block_id, number in zip(ids, status.tolist(), strict=True):
-            error = ERROR_OF_STATUS[Status(number)](_WHY, block_id=block_id.tobytes())
-            self.failed(error)
+        for at, number in enumerate(status.tolist()):
+            self.not_written(_WHY, ids[at].tobytes(), Status(number), reasons.get(at))
+
+    def not_written(self, what: str, block_id: bytes, status: Status, reason: StoreError | None) -> None:
+        """Keep as a failure that the stage below did not take a block, and its `reason`, if it gave one."""
+        error = ERROR_OF_STATUS[status](f"{what}: {reason.reason}" if reason else what, block_id=block_id)
+        error.__cause__ = reason
+        self.failed(error)
 
     def failed(self, error: StoreError) -> None:
         """Keep a failure that the next `flush` returns, and log it now."""
@@ -243,7 +249,3 @@ class WriteBehind:
 
 
 _WHY: Final = "it was in the cache, but could not be written to the stage below"
-
-
-def _whole(count: int) -> I64:
-    return np.full(count, -1, dtype=np.int64)

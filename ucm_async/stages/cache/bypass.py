@@ -10,7 +10,9 @@ import numpy as np
 
 from ...abc import Batch, Lower
 from ...engines.arena import SLOT_ALIGNMENT, Arena
-from ...types import I64, U8, U64, Durability, Status
+from ...errors import StoreError
+from ...tasks import reasons_at, reasons_of
+from ...types import I64, U8, U64, Durability, Reasons, Status
 from .moves import Mover
 
 __all__ = ["BYPASS_BYTES", "Bypass"]
@@ -51,44 +53,48 @@ class Bypass:
         self.rows += len(rows)
         if batch.direct:
             rows = rows[batch.live()[rows]]
-            status = await self._lower.load(*_names(batch, rows), batch.addresses[rows], batch.piece_sizes)
-            batch.report(rows, status)
+            status, reasons = await self._lower.load(*_names(batch, rows), batch.addresses[rows], batch.piece_sizes)
+            batch.report(rows, status, reasons)
             return
         step = self._rows_at_a_time(batch)
         for at in range(0, len(rows), step):
             part = rows[at : at + step]
             wanted = part[batch.live()[part]]
             async with self._places(batch, len(wanted)) as places:
-                status = await self._lower.load(*_names(batch, wanted), places.reshape(-1, 1), _row_bytes(batch))
+                names, sizes = _names(batch, wanted), _row_bytes(batch)
+                status, reasons = await self._lower.load(*names, places.reshape(-1, 1), sizes)
                 there = status == Status.OK
-                batch.report(wanted[~there], status[~there])
+                batch.report(wanted[~there], status[~there], reasons_of(reasons, np.flatnonzero(~there)))
                 await self._mover.deliver(batch, wanted[there], places[there])
 
-    async def dump(self, batch: Batch, rows: I64, durability: Durability) -> U8:
-        """Take rows of a dump; returns a status each when the stage below has them, and reports nothing.
+    async def dump(self, batch: Batch, rows: I64, durability: Durability) -> tuple[U8, Reasons]:
+        """Take rows of a dump; returns a status each, and reasons, when the stage below has them, and reports nothing.
 
         Registered memory is written as it lies.
         """
         self.rows += len(rows)
         status = np.full(len(rows), Status.CANCELLED, dtype=np.uint8)
+        reasons: dict[int, StoreError] = {}
         step = len(rows) if batch.direct else self._rows_at_a_time(batch)
         for at in range(0, len(rows), max(step, 1)):
             wanted = at + np.flatnonzero(batch.live()[rows[at : at + step]])
             if batch.direct:
                 places, sizes = batch.addresses[rows[wanted]], batch.piece_sizes
-                status[wanted] = await self._lower.dump(*_names(batch, rows[wanted]), places, sizes, durability)
+                status[wanted], why = await self._lower.dump(*_names(batch, rows[wanted]), places, sizes, durability)
+                reasons.update(reasons_at(why, wanted))
             else:
-                await self._dump(batch, rows, wanted, status, durability)
-        return status
+                reasons.update(await self._dump(batch, rows, wanted, status, durability))
+        return status, reasons
 
-    async def _dump(self, batch: Batch, rows: I64, wanted: I64, status: U8, durability: Durability) -> None:
-        """Take some of `rows` through the slots."""
+    async def _dump(self, batch: Batch, rows: I64, wanted: I64, status: U8, durability: Durability) -> Reasons:
+        """Take some of `rows` through the slots; fills in their `status`."""
         async with self._places(batch, len(wanted)) as places:
             let_in = await self._mover.take(batch, rows[wanted], places)
             taken, places_of_taken = wanted[let_in], places[let_in].reshape(-1, 1)
-            status[taken] = await self._lower.dump(
+            status[taken], why = await self._lower.dump(
                 *_names(batch, rows[taken]), places_of_taken, _row_bytes(batch), durability
             )
+            return reasons_at(why, taken)
 
     def _rows_at_a_time(self, batch: Batch) -> int:
         """So many rows leave slots for others."""

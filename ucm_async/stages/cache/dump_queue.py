@@ -9,11 +9,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ...abc import Batch, Lower
+from ...abc import Batch
 from ...native import CLAIM_HIT, CLAIM_MINE, CLAIM_THEIRS
-from ...tasks import WHOLE_BLOCK, group_rows
+from ...tasks import group_rows, reasons_at, reasons_of
 from ...types import I64, U8, Bools, Status
 from .behind import WriteBehind
+from .below import Below
 from .bypass import Bypass
 from .moves import Mover
 from .shard_dumps import ShardDumps
@@ -69,7 +70,7 @@ class DumpQueue:
 
     Parameters
     ----------
-    buffer, lower, waiting, behind, shard_dumps
+    buffer, below, waiting, behind, shard_dumps
         See their modules.
     mover, bypass
         For dumps alone.
@@ -80,7 +81,7 @@ class DumpQueue:
     def __init__(
         self,
         buffer: TransBuffer,
-        lower: Lower,
+        below: Below,
         waiting: Waiting,
         mover: Mover,
         bypass: Bypass,
@@ -90,14 +91,13 @@ class DumpQueue:
     ) -> None:
         self._buffer = buffer
         self._table = buffer.table
-        self._lower = lower
+        self._below = below
         self._waiting = waiting
         self._mover = mover
         self._bypass = bypass
         self._behind = behind
         self._shard_dumps = shard_dumps
         self._counts = counts
-        self._sizes = np.array([buffer.block_size], dtype=np.int64)
         self._shards = buffer.block_size // buffer.shard_size
         self._step = max(1, min(buffer.slots // 4, behind.blocks_max))
 
@@ -187,21 +187,18 @@ class DumpQueue:
             return
         chosen = hit | taken
         status = np.zeros(len(chosen), dtype=np.uint8)
-        status[chosen] = await self._write(dumping, chosen)
-        stored = status == Status.OK
-        self._table.publish(dumping.slots[taken & stored])
-        for number in np.unique(status[taken & ~stored]).tolist():
-            self._table.fail(dumping.slots[taken & (status == number)], number)
+        # It is for the stage below to know which of them it has.
+        status[chosen], why = await self._below.dump(
+            dumping.ids[chosen], dumping.slots[chosen], dumping.batch.durability
+        )
+        reasons = reasons_at(why, np.flatnonzero(chosen))
+        self._table.publish(dumping.slots[taken & (status == Status.OK)])
         dumping.held[taken] = _FREE
-        self._waiting.look()
+        self._waiting.settle(
+            dumping.slots[taken], dumping.generations[taken], status[taken], reasons_of(reasons, np.flatnonzero(taken))
+        )
         self._release(dumping, hit)
-        dumping.batch.report(rows, status[group])
-
-    async def _write(self, dumping: _Dumping, chosen: Bools) -> U8:
-        """Write blocks below. It is for the stage below to know which of them it has."""
-        ids, slots = np.ascontiguousarray(dumping.ids[chosen]), dumping.slots[chosen]
-        shards, places = np.full(len(ids), WHOLE_BLOCK), self._buffer.addresses(slots).reshape(-1, 1)
-        return await self._lower.dump(ids, shards, places, self._sizes, dumping.batch.durability)
+        dumping.batch.report(rows, status[group], reasons_of(reasons, group))
 
     def _owe(self, dumping: _Dumping, taken: Bools) -> None:
         """Publish blocks that the stage below gets later, and give back the reservation for those that it need not."""
@@ -223,8 +220,8 @@ class DumpQueue:
         rows, _ = dumping.rows_of(around)
         if len(rows):
             durability = dumping.batch.durability
-            status = await self._bypass.dump(dumping.batch, rows, "stored" if durability == "cached" else durability)
-            dumping.batch.report(rows, status)
+            below = "stored" if durability == "cached" else durability
+            dumping.batch.report(rows, *await self._bypass.dump(dumping.batch, rows, below))
 
     async def _wait(self, dumping: _Dumping, theirs: Bools) -> I64:
         """Wait for blocks that others bring; returns the rows to be tried again."""

@@ -109,20 +109,20 @@ class Fetcher:
         hit, mine, theirs = (claim.states == state for state in (CLAIM_HIT, CLAIM_MINE, CLAIM_THEIRS))
         slots[todo[hit]] = claim.slots[hit]
         if mine.any():
-            await self._read(ids, slots, todo[mine], claim.slots[mine])
+            await self._read(ids, slots, todo[mine], claim.slots[mine], claim.generations[mine])
         if not wait or not theirs.any():
             return todo[:0]
         return await self._others(todo[theirs], claim.slots[theirs], claim.generations[theirs])
 
-    async def _read(self, ids: U8, slots: I64, mine: I64, claimed: I64) -> None:
+    async def _read(self, ids: U8, slots: I64, mine: I64, claimed: I64, generations: npt.NDArray[np.uint32]) -> None:
         """Fill claimed slots; those that come well are leased and go into `slots`."""
         at = 0
         try:
             for part in cut_parts(mine, self._buffer.block_size):
-                filling = claimed[at : at + len(part)]
-                status = await self._filler.fill(np.ascontiguousarray(ids[part]), filling)
-                at += len(part)
-                slots[part] = np.where(status == Status.OK, filling, -1)
+                now = slice(at, at + len(part))
+                status, _ = await self._filler.fill(ids[part], claimed[now], generations[now])
+                at = now.stop
+                slots[part] = np.where(status == Status.OK, claimed[now], -1)
         finally:
             if at < len(claimed):
                 self._table.fail(claimed[at:], int(Status.CANCELLED))

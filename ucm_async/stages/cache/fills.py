@@ -6,9 +6,10 @@ from collections import Counter
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from ...abc import Lower
-from ...types import I64, U8, U64, Status
+from ...types import I64, U8, Reasons, Status
+from .below import Below
 from .transbuffer import TransBuffer
 from .waiting import Waiting
 
@@ -25,54 +26,44 @@ PARTS_AT_A_TIME: Final = 3
 class Filler:
     """Reads whole blocks from the stage below. Whoever claimed the slots still owns them, whatever comes of it."""
 
-    def __init__(self, buffer: TransBuffer, lower: Lower, waiting: Waiting, counts: Counter[str]) -> None:
+    def __init__(self, buffer: TransBuffer, below: Below, waiting: Waiting, counts: Counter[str]) -> None:
         self._buffer = buffer
-        self._lower = lower
+        self._below = below
         self._waiting = waiting
         self._counts = counts
-        self._sizes = np.array([buffer.block_size], dtype=np.int64)
 
-    async def fill(self, ids: U8, slots: I64) -> U8:
+    async def fill(self, ids: U8, slots: I64, generations: npt.NDArray[np.uint32]) -> tuple[U8, Reasons]:
         """Read blocks into slots that are being filled by this process.
 
         Parameters
         ----------
         ids
             uint8, shape (n, 16).
-        slots
-            int64, shape (n,).
+        slots, generations
+            As they were claimed, shape (n,).
 
         Returns
         -------
-        numpy.ndarray
-            uint8: a `Status` each. Slots of blocks that are OK are published, and leased by the caller; the others are
-            given up, and everybody who waits for them knows why.
+        status, reasons
+            As of `ucm_async.abc.Lower.load`. Slots of blocks that are OK are published, and leased by the caller; the
+            others are given up, and everybody who waits for them knows why.
 
         Notes
         -----
         If it raises or is cancelled, nothing is published, nothing below touches the slots any more, and they are still
         to be filled, or given up, by the caller.
         """
-        status = await self._lower.load(ids, _whole(len(ids)), self._addresses(slots), self._sizes)
-        table, ok = self._buffer.table, status == Status.OK
-        table.publish(slots[ok], False, True)
-        if not ok.all():
-            for number in np.unique(status[~ok]).tolist():
-                table.fail(slots[status == number], number)
-        self._waiting.look()
+        status, reasons = await self._below.load(ids, slots)
+        ok = status == Status.OK
+        self._buffer.table.publish(slots[ok], False, True)
+        self._waiting.settle(slots, generations, status, reasons)
         self._counts["blocks_read"] += int(np.count_nonzero(ok))
         self._counts["blocks_not_read"] += int(np.count_nonzero(~ok))
-        return status
-
-    def _addresses(self, slots: I64) -> U64:
-        return self._buffer.addresses(slots).reshape(-1, 1)
+        return status, reasons
 
 
 def cut_parts(groups: I64, block_size: int) -> list[I64]:
-    """Cut `groups` into runs of about `PART_BYTES`."""
-    step = max(1, PART_BYTES // block_size)
-    return [groups[at : at + step] for at in range(0, len(groups), step)]
-
-
-def _whole(count: int) -> I64:
-    return np.full(count, -1, dtype=np.int64)
+    """Cut `groups` into runs of about `PART_BYTES`, equal ones: a short last one would cost what a long one does."""
+    most = max(1, PART_BYTES // block_size)
+    parts = -(-len(groups) // most)
+    return list(np.array_split(groups, parts)) if parts > 1 else [groups] if parts else []

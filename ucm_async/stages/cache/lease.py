@@ -137,7 +137,7 @@ class Leases:
             np.uint64(blocks.ctypes.data) + np.arange(len(ids), dtype=np.uint64) * np.uint64(blocks.shape[1])
         ).reshape(-1, 1)
         sizes = np.array([self._buffer.block_size], dtype=np.int64)
-        status = await self._lower.load(ids, np.full(len(ids), WHOLE_BLOCK), places, sizes)
+        status, _ = await self._lower.load(ids, np.full(len(ids), WHOLE_BLOCK), places, sizes)
         there = np.flatnonzero(status == Status.OK).tolist()
         fetch.copies = {int(rest[at]): blocks[at] for at in there}
 

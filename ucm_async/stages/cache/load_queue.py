@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from ...abc import Batch, SmallLoad
 from ...native import CLAIM_HIT, CLAIM_MINE, CLAIM_THEIRS, WATCH_FAILED, WATCH_FILLING
-from ...tasks import cut_row, group_blocks
-from ...types import I64, U8, Bools, Status
+from ...tasks import cut_row, group_blocks, reasons_at, reasons_of
+from ...types import I64, U8, Bools, Reasons, Status
 from .admission import Share
 from .bypass import Bypass
 from .fills import PARTS_AT_A_TIME, Filler, cut_parts
@@ -220,7 +220,7 @@ class LoadQueue:
         if hit.any():
             tasks.create_task(self._deliver(loading, groups[hit]))
         if mine.any():
-            await self._read(loading, groups[mine])
+            await self._read(loading, groups[mine], claim.generations[mine])
 
     def _keep_to_share(self, loading: _Loading, groups: I64, mine: Bools) -> None:
         """Give up claims that exceed the share; they are no more in the mask `mine` then."""
@@ -234,16 +234,17 @@ class LoadQueue:
             self._table.fail(loading.slots[groups[surplus]], int(Status.CANCELLED))
             self._waiting.look()
 
-    async def _read(self, loading: _Loading, groups: I64) -> None:
+    async def _read(self, loading: _Loading, groups: I64, generations: npt.NDArray[np.uint32]) -> None:
         """Read blocks into their slots, and start to deliver them."""
-        status = await self._filler.fill(np.ascontiguousarray(loading.ids[groups]), loading.slots[groups])
+        status, reasons = await self._filler.fill(loading.ids[groups], loading.slots[groups], generations)
         there = status == Status.OK
         loading.held[groups] = np.where(there, _LEASED, _FREE)
         self._give_share(loading, len(groups))
         if there.any():  # beside the next part: the disk need not wait for the copies
             loading.tasks.create_task(self._deliver(loading, groups[there]))
         if not there.all():
-            loading.tasks.create_task(self._fail(loading, groups[~there], status[~there]))
+            why = reasons_at(reasons, groups)
+            loading.tasks.create_task(self._fail(loading, groups[~there], status[~there], why))
 
     def _give_share(self, loading: _Loading, count: int) -> None:
         loading.granted -= count
@@ -260,17 +261,18 @@ class LoadQueue:
                 await self._bypass.load(loading.batch, loading.wanted_rows_of(groups)[0])
                 return
             told = await self._waiting.change(slots, generations, left_s)
-            self._go_on(loading, groups, told)
+            self._go_on(loading, groups, told, self._waiting.reasons(slots, generations))
             still = told == WATCH_FILLING
             groups, slots, generations = groups[still], slots[still], generations[still]
 
-    def _go_on(self, loading: _Loading, groups: I64, told: U8) -> None:
+    def _go_on(self, loading: _Loading, groups: I64, told: U8, reasons: Reasons) -> None:
         """Start what follows for blocks whose reader has ended."""
-        reason = told.astype(np.int64) - WATCH_FAILED
-        failed = (reason >= 0) & ~np.isin(reason, _GIVEN_UP)
+        number = told.astype(np.int64) - WATCH_FAILED
+        failed = (number >= 0) & ~np.isin(number, _GIVEN_UP)
         again = (told != WATCH_FILLING) & ~failed
         if failed.any():
-            loading.tasks.create_task(self._fail(loading, groups[failed], reason[failed].astype(np.uint8)))
+            why = reasons_at(reasons, groups)
+            loading.tasks.create_task(self._fail(loading, groups[failed], number[failed].astype(np.uint8), why))
         if again.any():
             self._take_up(loading, groups[again])
 
@@ -287,13 +289,16 @@ class LoadQueue:
         if len(gone):
             loading.tasks.create_task(self._bring(loading, gone))
 
-    async def _fail(self, loading: _Loading, groups: I64, status: U8) -> None:
-        """Report blocks that could not be read as a whole; single shards of them may still be readable."""
+    async def _fail(self, loading: _Loading, groups: I64, status: U8, reasons: Reasons) -> None:
+        """Report blocks that could not be read as a whole; single shards of them may still be readable.
+
+        `status` is that of each of `groups`; `reasons` go by group.
+        """
         rows, group = loading.wanted_rows_of(groups)
         of_group = np.zeros(len(loading.ids), dtype=np.uint8)
         of_group[groups] = status
         told = of_group[group]
         again = (loading.batch.shards[rows] >= 0) & (told == Status.IO_ERROR)
-        loading.batch.report(rows[~again], told[~again])
+        loading.batch.report(rows[~again], told[~again], reasons_of(reasons, group[~again]))
         if again.any():
             await self._bypass.load(loading.batch, rows[again])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import numpy as np
 
-from ...abc import Lower
 from ...native import CLAIM_BUSY, CLAIM_HIT, CLAIM_MINE
-from ...tasks import WHOLE_BLOCK
-from ...types import ERROR_OF_STATUS, I64, U8, Bools, Status
+from ...types import I64, U8, Bools, Status
 from .behind import WriteBehind
+from .below import Below
 from .partial import NO_SLOT, PartialBlock
 from .transbuffer import BUSY_NAPS_S, TransBuffer
 from .waiting import Waiting
@@ -21,13 +21,11 @@ __all__ = ["Naming"]
 class Naming:
     """Publishes whole blocks. What the stage below does not have yet is written behind."""
 
-    def __init__(self, buffer: TransBuffer, lower: Lower, waiting: Waiting, behind: WriteBehind) -> None:
-        self._buffer = buffer
+    def __init__(self, buffer: TransBuffer, below: Below, waiting: Waiting, behind: WriteBehind) -> None:
         self._table = buffer.table
-        self._lower = lower
+        self._below = below
         self._waiting = waiting
         self._behind = behind
-        self._sizes = np.array([buffer.block_size], dtype=np.int64)
 
     async def name(self, blocks: list[PartialBlock], full: int) -> None:
         """Make blocks known that lie whole in slots without a name.
@@ -82,9 +80,10 @@ class Naming:
         """Write blocks below that somebody else has a slot for."""
         if not chosen.any():
             return
-        wanted = np.ascontiguousarray(ids[chosen])
-        places = self._buffer.addresses(slots[chosen]).reshape(-1, 1)
-        status = await self._lower.dump(wanted, np.full(len(wanted), WHOLE_BLOCK), places, self._sizes, "stored")
+        wanted = ids[chosen]
+        status, reasons = await self._below.dump(wanted, slots[chosen], "stored")
         for at in np.flatnonzero(status != Status.OK).tolist():
-            why = "its shards were taken, but it could not be written to the stage below"
-            self._behind.failed(ERROR_OF_STATUS[Status(int(status[at]))](why, block_id=wanted[at].tobytes()))
+            self._behind.not_written(_WHY, wanted[at].tobytes(), Status(int(status[at])), reasons.get(at))
+
+
+_WHY: Final = "its shards were taken, but it could not be written to the stage below"

@@ -16,12 +16,13 @@ import numpy as np
 
 from ...abc import Batch, Lower
 from ...engines.waits import patient
-from ...errors import BusyError
+from ...errors import BusyError, StoreError
 from ...native import CLAIM_MINE
-from ...tasks import WHOLE_BLOCK, group_rows
-from ...types import I64, U8, U64, Bools, Durability, Status
+from ...tasks import group_rows, reasons_at, reasons_of
+from ...types import I64, U8, Bools, Durability, Reasons, Status
 from .admission import Share
 from .behind import WriteBehind
+from .below import Below
 from .bypass import Bypass
 from .moves import Mover
 from .naming import Naming
@@ -53,6 +54,8 @@ class _Gathering:
         int64 (g,): where each is gathered, or `NO_SLOT`.
     status
         uint8 (n,): what has become of each row.
+    reasons
+        Why, of those that failed.
     below
         Bool (n,): rows whose shard the stage below has, if their status is OK.
     """
@@ -64,12 +67,18 @@ class _Gathering:
     wanted: list[int]
     slots: I64 = field(init=False)
     status: U8 = field(init=False)
+    reasons: dict[int, StoreError] = field(default_factory=dict)
     below: Bools = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = np.array([block.slot for block in self.blocks], dtype=np.int64)
         self.status = np.full(len(self.rows), Status.CANCELLED, dtype=np.uint8)
         self.below = np.zeros(len(self.rows), dtype=np.bool_)
+
+    def settle(self, places: I64, status: U8, reasons: Reasons) -> None:
+        """Note what has become of the rows at some `places`, and why, by position among these."""
+        self.status[places] = status
+        self.reasons.update(reasons_at(reasons, places))
 
     def shards_of(self, chosen: Bools) -> list[int]:
         """Return by group the shards of some rows, a bit set."""
@@ -86,7 +95,7 @@ class ShardDumps:
 
     Parameters
     ----------
-    buffer, lower, behind
+    buffer, below, lower, behind
         See their modules.
     mover, bypass
         Of the dump queue.
@@ -103,6 +112,7 @@ class ShardDumps:
     def __init__(
         self,
         buffer: TransBuffer,
+        below: Below,
         lower: Lower,
         mover: Mover,
         bypass: Bypass,
@@ -114,6 +124,7 @@ class ShardDumps:
     ) -> None:
         self._buffer = buffer
         self._table = buffer.table
+        self._below = below
         self._lower = lower
         self._mover = mover
         self._bypass = bypass
@@ -121,7 +132,6 @@ class ShardDumps:
         self._naming = naming
         self._share = share
         self._counts = counts
-        self._sizes = np.array([buffer.block_size], dtype=np.int64)
         self._blocks = PartialBlocks(buffer.block_size // buffer.shard_size, blocks_max)
 
     def __len__(self) -> int:
@@ -159,15 +169,15 @@ class ShardDumps:
         hit = slots >= 0
         try:
             status = np.zeros(len(first), dtype=np.uint8)
+            reasons: Reasons = {}
             if batch.durability != "cached":
-                places = self._buffer.addresses(slots[hit]).reshape(-1, 1)
-                status[hit] = await self._lower.dump(
-                    np.ascontiguousarray(ids[hit]), _whole(int(hit.sum())), places, self._sizes, batch.durability
-                )
+                status[hit], why = await self._below.dump(ids[hit], slots[hit], batch.durability)
+                reasons = reasons_at(why, np.flatnonzero(hit))
         finally:
             self._table.release(slots)
         self.forget(ids[hit])  # another writer was first, and these shards are of no use any more
-        batch.report(rows[hit[group]], status[group[hit[group]]])
+        groups_hit = group[hit[group]]
+        batch.report(rows[hit[group]], status[groups_hit], reasons_of(reasons, groups_hit))
         return np.asarray(rows[~hit[group]])
 
     async def _skip_stored(self, batch: Batch, rows: I64) -> I64:
@@ -181,7 +191,7 @@ class ShardDumps:
         stored[new] = await self._lower.holds(np.ascontiguousarray(ids[new]))
         theirs = rows[stored[group]]
         if len(theirs) and batch.durability == "synced":
-            batch.report(theirs, await self._bypass.dump(batch, theirs, "synced"))
+            batch.report(theirs, *await self._bypass.dump(batch, theirs, "synced"))
         elif len(theirs):
             batch.report(theirs, Status.OK)
         return np.asarray(rows[~stored[group]])
@@ -287,7 +297,7 @@ class ShardDumps:
                 )  # a slot with a name is no more ours
         for block in self._blocks.surplus():
             self._drop(block)
-        gathering.batch.report(gathering.rows, gathering.status)
+        gathering.batch.report(gathering.rows, gathering.status, gathering.reasons)
 
     async def _gather(self, gathering: _Gathering) -> None:
         """Bring shards into their slots, and below if that was asked for."""
@@ -301,7 +311,7 @@ class ShardDumps:
         taken[inside] = let_in
         status[taken] = Status.OK
         if around.any():
-            status[around] = await self._bypass.dump(batch, rows[around], durability)
+            gathering.settle(np.flatnonzero(around), *await self._bypass.dump(batch, rows[around], durability))
             gathering.below |= around
         if batch.durability != "cached" and taken.any():
             await self._store(gathering, taken, durability)
@@ -314,27 +324,27 @@ class ShardDumps:
             whole[g] = block.done | shards == full and block.stored | shards != full
         whole[gathering.group[gathering.batch.shards[gathering.rows] < 0]] = True
         single = taken & ~whole[gathering.group]
-        gathering.status[single] = await self._store_rows(gathering, single, durability)
+        gathering.settle(np.flatnonzero(single), *await self._store_rows(gathering, single, durability))
         whole[gathering.group[~taken]] = False
         if whole.any():
             await self._store_blocks(gathering, whole, durability)
         gathering.below |= taken
 
-    async def _store_rows(self, gathering: _Gathering, chosen: Bools, durability: Durability) -> U8:
+    async def _store_rows(self, gathering: _Gathering, chosen: Bools, durability: Durability) -> tuple[U8, Reasons]:
         rows, slots = gathering.rows[chosen], gathering.slots[gathering.group[chosen]]
         ids, shards = np.ascontiguousarray(gathering.batch.ids[rows]), gathering.batch.shards[rows]
-        sizes = np.array([self._buffer.shard_size], dtype=np.int64)
-        return await self._lower.dump(ids, shards, _column(self._buffer.places(slots, shards)), sizes, durability)
+        places, sizes = self._buffer.places(slots, shards).reshape(-1, 1), np.array([self._buffer.shard_size])
+        return await self._lower.dump(ids, shards, places, sizes, durability)
 
     async def _store_blocks(self, gathering: _Gathering, chosen: Bools, durability: Durability) -> None:
         groups = np.flatnonzero(chosen)
         ids = np.frombuffer(b"".join(gathering.blocks[g].block_id for g in groups.tolist()), dtype=np.uint8)
-        places = _column(self._buffer.addresses(gathering.slots[groups]))
-        status = await self._lower.dump(ids.reshape(-1, 16), _whole(len(groups)), places, self._sizes, durability)
+        status, reasons = await self._below.dump(ids.reshape(-1, 16), gathering.slots[groups], durability)
         of_group = np.zeros(len(gathering.blocks), dtype=np.uint8)
         of_group[groups] = status
-        mine = chosen[gathering.group]
-        gathering.status[mine] = of_group[gathering.group[mine]]
+        mine = np.flatnonzero(chosen[gathering.group])
+        group = gathering.group[mine]
+        gathering.settle(mine, of_group[group], reasons_of(reasons_at(reasons, groups), group))
         for g in groups[status == Status.OK].tolist():
             gathering.blocks[g].stored = self._blocks.full
 
@@ -382,11 +392,3 @@ class ShardDumps:
         for block in self._blocks:
             self._blocks.forget(block)
             self._free(block.slot)
-
-
-def _whole(count: int) -> I64:
-    return np.full(count, WHOLE_BLOCK, dtype=np.int64)
-
-
-def _column(places: U64) -> U64:
-    return places.reshape(-1, 1)

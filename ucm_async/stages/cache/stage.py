@@ -18,6 +18,7 @@ from ...errors import StoreError
 from ...types import U8, Bools
 from .admission import Admission
 from .behind import WriteBehind
+from .below import Below
 from .bypass import Bypass
 from .dump_queue import DumpQueue
 from .fetch import Fetcher
@@ -95,18 +96,19 @@ class CacheStage(Stage):
         (load_mover, dump_mover), (load_bypass, dump_bypass) = self._movers, self._bypasses
         if config.cache_shared_queue:
             dump_mover = load_mover
-        filler = Filler(buffer, lower, waiting, counts)
+        below = Below(buffer, lower)
+        filler = Filler(buffer, below, waiting, counts)
         self._loads = LoadQueue(buffer, waiting, filler, load_mover, load_bypass, admission.loads, counts)
         behind_bytes = config.dump_behind_bytes or buffer.slots * buffer.slot_bytes // 4
-        self._behind = behind = WriteBehind(buffer, lower, behind_bytes, counts)
-        naming = Naming(buffer, lower, waiting, behind)
+        self._behind = behind = WriteBehind(buffer, below, lower, behind_bytes, counts)
+        naming = Naming(buffer, below, waiting, behind)
         self._shard_dumps = ShardDumps(
-            buffer, lower, dump_mover, dump_bypass, behind, naming, admission.partial_dumps,
+            buffer, below, lower, dump_mover, dump_bypass, behind, naming, admission.partial_dumps,
             config.partial_blocks_max, counts,
         )  # fmt: skip
         opened.callback(self._shard_dumps.close)
         opened.push_async_callback(behind.aclose)
-        self._dumps = DumpQueue(buffer, lower, waiting, dump_mover, dump_bypass, behind, self._shard_dumps, counts)
+        self._dumps = DumpQueue(buffer, below, waiting, dump_mover, dump_bypass, behind, self._shard_dumps, counts)
         self._fetcher = Fetcher(buffer, waiting, filler, admission.prefetches, counts)
         opened.push_async_callback(self._fetcher.aclose)
         self._leases = Leases(buffer, lower, self._fetcher)

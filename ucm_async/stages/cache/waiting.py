@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...engines.waits import patient
+from ...errors import StoreError
 from ...native import WATCH_FILLING, Watcher
-from ...types import I64, U8
+from ...types import I64, U8, Reasons, Status
 from .transbuffer import TransBuffer
 
 __all__ = ["WAIT_S_MAX", "Waiting"]
@@ -23,6 +25,9 @@ LOOK_EVERY_S: Final = 0.1
 """So often somebody who waits looks by himself: whether a reader died, which nobody tells."""
 
 FIRST_SEEN_MAX: Final = 4096
+
+REASONS_MAX: Final = 4096
+"""Failures whose words are kept for those who have just begun to wait; of older ones only the status is known."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +55,7 @@ class Waiting:
         self._timer: asyncio.TimerHandle | None = None
         self._reaping: asyncio.Task[None] | None = None
         self._first_seen: dict[tuple[int, int], float] = {}
+        self._reasons: OrderedDict[tuple[int, int], StoreError] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -94,6 +100,27 @@ class Waiting:
         told = self._watch(seen[:, 0].copy(), seen[:, 1].astype(np.uint32))
         kept = seen[told == WATCH_FILLING].tolist() if (told != WATCH_FILLING).any() else []
         self._first_seen = {(slot, generation): self._first_seen[slot, generation] for slot, generation in kept}
+
+    def settle(self, slots: I64, generations: npt.NDArray[np.uint32], status: U8, reasons: Reasons) -> None:
+        """Give up slots that this process was filling and whose `status` is not OK, and wake whoever waits.
+
+        The slot has room for the status alone, which is what other processes get to know; for those of this one
+        `reasons`, by position, are kept.
+        """
+        for number in np.unique(status[status != Status.OK]).tolist():
+            self._table.fail(slots[status == number], number)
+        for at, error in reasons.items():
+            self._reasons[int(slots[at]), int(generations[at])] = error
+        while len(self._reasons) > REASONS_MAX:
+            self._reasons.popitem(last=False)
+        self.look()
+
+    def reasons(self, slots: I64, generations: npt.NDArray[np.uint32]) -> Reasons:
+        """Return by position why slots that failed did, as far as it was this process that filled them."""
+        if not self._reasons:
+            return {}
+        keys = enumerate(zip(slots.tolist(), generations.tolist(), strict=True))
+        return {at: self._reasons[key] for at, key in keys if key in self._reasons}
 
     def look(self) -> None:
         """Wake those whose slots have changed. Who publishes in this process calls it: quicker than by the thread."""

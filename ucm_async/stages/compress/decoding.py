@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -12,8 +11,8 @@ from ...abc import Batch
 from ...coding import CODING_CHECKSUM, Codings, EncodedRows
 from ...errors import CorruptError, StoreError
 from ...native import execute
-from ...tasks import group_blocks
-from ...types import I64, U8, U64, Bools, Status
+from ...tasks import group_blocks, reasons_of
+from ...types import I64, U8, U64, Bools, Reasons, Status
 from .codecs import Context, codec_name, decode, failure_of
 from .lane import LaneMeans, live_rows
 from .units import Geometry, Units, distinct, in_order, parts_of, shares_of
@@ -53,10 +52,10 @@ class Decoder:
             decoding.bases = slots.address(leased[: len(ids)])
             decoding.staging = slots.address(leased[len(ids) :]) if decoding.units.scattered else None
             addresses = decoding.bases.reshape(-1, 1)
-            status, decoding.encoded, failures = await self.means.lower.load_encoded(
+            status, decoding.encoded, reasons = await self.means.lower.load_encoded(
                 ids, addresses, self.means.geometry.slot_bytes
             )
-            if self._choose(decoding, status, failures).any():
+            if self._choose(decoding, status, reasons).any():
                 decoding.prepare()
                 shares = shares_of(len(ids), self.means.threads)
                 await all_of([self.means.workers.run(partial(decoding.run, share)) for share in shares])
@@ -64,14 +63,12 @@ class Decoder:
         finally:
             slots.release(leased)
 
-    def _choose(self, decoding: Decoding, status: U8, failures: Mapping[int, StoreError]) -> Bools:
+    def _choose(self, decoding: Decoding, status: U8, reasons: Reasons) -> Bools:
         """Report the rows of blocks that did not come, or are refused; returns which rows are to be decoded."""
         batch, rows, of_row = decoding.batch, decoding.rows, status[decoding.group]
         missing = of_row != Status.OK
         if missing.any():
-            for g in np.flatnonzero((status != Status.OK) & (status != Status.MISS)).tolist():
-                batch.report(rows[decoding.group == g], Status(status[g]), failures[g])
-            batch.report(rows[missing], of_row[missing])  # the first report of a row counts
+            batch.report(rows[missing], of_row[missing], reasons_of(reasons, decoding.group[missing]))
         chosen = ~missing & batch.live()[rows]
         batch.report(rows[~missing & ~chosen], Status.CANCELLED)
         lossy = chosen & decoding.encoded.lossy[decoding.group]
