@@ -177,7 +177,7 @@ def test_whole_ranges() -> None:
 
 
 def test_slots_of_several_kinds() -> None:
-    """Who asks for a kind gets no other one, however many of those are free; a segment may come back as another kind."""
+    """Who asks for a kind gets no other one, however many are free; a segment may come back as another kind."""
     table = make(700, there=0, segment_slots=70)
     for segment, kind in ((0, 3), (1, 5), (2, 3)):
         table.add(70 * segment, 70, kind)

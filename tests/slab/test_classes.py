@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import ucm_async as ucm
 from ucm_async import Status
 from ucm_async.blocks.layout import BlockLayout
+from ucm_async.engines.system import System
 from ucm_async.errors import ConfigError
 from ucm_async.native import crc32c
-from ucm_async.stages.slab import slabs
 from ucm_async.stages.slab.exchange import NEVER, Segments, colder_segments, coldest_of
 from ucm_async.stages.slab.layout import SlabGeometry, check_segment, pack_segment, slot_sizes
 from ucm_async.types import U8, Bools
@@ -82,7 +82,7 @@ def stored(store: ucm.Store) -> int:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The time that slots are stamped with; `now` may be moved."""
     moved = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(slabs, "time", SimpleNamespace(time=lambda: time.time() + moved.now))
+    monkeypatch.setattr(System, "now", lambda self: time.time() + moved.now)
     return moved
 
 

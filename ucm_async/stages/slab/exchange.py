@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ...tasks import ids_among
 from ...types import I64, U8, Bools
 from .slab import STORED, TAKEN, Slab
 
@@ -84,15 +85,15 @@ class Exchange:
     ----------
     slab
         The backend's slots.
-    busy
-        Told ids, says which blocks this store is reading or writing.
+    in_transfer
+        Returns the ids of blocks that this store is reading or writing.
     now
         Tells the time as slots are stamped.
     """
 
-    def __init__(self, slab: Slab, busy: Callable[[U8], Bools], now: Callable[[], int]) -> None:
+    def __init__(self, slab: Slab, in_transfer: Callable[[], list[U8]], now: Callable[[], int]) -> None:
         self._slab = slab
-        self._busy = busy
+        self._in_transfer = in_transfer
         self._now = now
         self._found: dict[int, tuple[int, float, list[int]]] = {}  # by class: when that was, bound, segments
 
@@ -107,23 +108,26 @@ class Exchange:
         since, bound, segments = self._found.get(kind, (now - LOOK_S, 0.0, []))
         quiet_since = now - BUSY_S
         if not 0 <= now - since < LOOK_S:
-            every = await asyncio.to_thread(self._measure)
+            every = await self._look()
             bound = coldest_of(every, kind, now)
             segments = colder_segments(every, kind, bound, quiet_since).tolist()
             self._found[kind] = now, bound, segments
         while segments:
-            one = await asyncio.to_thread(self._measure, segments.pop(0))  # somebody may have asked for it meanwhile
+            one = await self._look(segments.pop(0))  # somebody may have asked for it meanwhile
             for segment in colder_segments(one, kind, bound, quiet_since).tolist():
                 return int(segment)
         return -1
 
     async def choose_any(self, kind: int) -> int:
         """Choose the coldest segment of another class that is not in use just now; -1 if there is none."""
-        segments = colder_segments(await asyncio.to_thread(self._measure), kind, np.inf, np.inf)
+        segments = colder_segments(await self._look(), kind, np.inf, np.inf)
         return int(segments[0]) if len(segments) else -1
 
-    def _measure(self, segment: int = -1) -> Segments:
+    async def _look(self, segment: int = -1) -> Segments:
         """Look at the slots of a segment, or at all, which takes a hundred milliseconds where there are a million."""
+        return await asyncio.to_thread(self._measure, segment, self._in_transfer())
+
+    def _measure(self, segment: int, in_transfer: list[U8]) -> Segments:
         memory = self._slab.memory
         segments = np.flatnonzero(memory.present)
         if segment >= 0:
@@ -134,7 +138,7 @@ class Exchange:
             there = states == STORED
             if there.any():
                 times[row] = _warmth_of(np.where(there, stamps, NEVER)), stamps[there].min(), stamps[there].max()
-            in_use[row] = (states == TAKEN).any() or self._busy(np.ascontiguousarray(ids[there])).any()
+            in_use[row] = (states == TAKEN).any() or ids_among(np.ascontiguousarray(ids[there]), in_transfer).any()
         warmth, oldest, latest = times.T
         return Segments(segments, memory.kinds[segments].astype(np.int64), warmth, oldest, latest, in_use)
 

@@ -229,7 +229,7 @@ class Room:
     async def _exchange(self, backend: int, kind: int, count: int, *, at_any_price: bool = False) -> I64:
         """Take slots of a segment for which one of a colder class, or several, made way; none if none should."""
         slab = self._slab(backend)
-        exchange = self._exchanges.setdefault(backend, Exchange(slab, self.busy, stamp_now))
+        exchange = self._exchanges.setdefault(backend, Exchange(slab, self._slabs.in_transfer, stamp_now))
         if self._locked_out[backend] or self._failed[backend] or not exchange.worthwhile(kind):
             return _NO_SLOTS
         choose = exchange.choose_any if at_any_price else exchange.choose
@@ -337,11 +337,14 @@ class Room:
         """Return stored slots that were not asked for for the longest time: what only other processes know of."""
         cold = self._oldest.get((backend, kinds), _NOTHING)
         if not len(cold.slots):
-            cold = await asyncio.to_thread(self._find_oldest, backend, kinds)
+            cold = await asyncio.to_thread(
+                self._find_oldest, backend, kinds, stamp_now() - BUSY_S, self._slabs.in_transfer()
+            )
         self._oldest[backend, kinds] = cold.part(slice(count, None))
         return cold.part(slice(count))
 
-    def _find_oldest(self, backend: int, kinds: range) -> Cold:
+    def _find_oldest(self, backend: int, kinds: range, quiet_since: int, in_transfer: list[U8]) -> Cold:
+        """Look at all slots of some classes. In a thread, so what belongs to the loop is given."""
         slab, per = self._slab(backend), self._slabs.geometry(backend).slots
         here = (slab.memory.kinds >= kinds.start) & (slab.memory.kinds < kinds.stop)
         segments = np.flatnonzero((slab.memory.present != 0) & here).tolist()
@@ -351,7 +354,7 @@ class Room:
         states, ids, stamps = (np.concatenate(column) for column in zip(*scans, strict=True))
         numbers = np.concatenate([slab.geometry.first(segment) + np.arange(per) for segment in segments])
         words = self._slabs.words(np.full(len(numbers), backend), numbers)
-        there = (states == STORED) & (stamps < stamp_now() - BUSY_S) & ~self.busy(ids)
+        there = (states == STORED) & (stamps < quiet_since) & ~ids_among(ids, in_transfer)
         order = np.flatnonzero(there)[np.argsort(stamps[there], kind="stable")]
         order = order[: max(1, len(order) // 16)]
         return Cold(numbers[order], words[order], ids[order])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakSet
@@ -16,6 +15,7 @@ from ...abc import Engine
 from ...blocks.spread import choose_backend
 from ...engines import requests as rq
 from ...engines.arena import Arena
+from ...engines.system import current_system
 from ...engines.waits import completed
 from ...space.hotness import EPOCH_S
 from ...types import I64, U8, U64, Bools
@@ -33,7 +33,7 @@ ELSEWHERE: Final = 1
 
 def stamp_now() -> int:
     """Return the time as slots have it: seconds since the beginning of 2025, never 0."""
-    return max(1, int(time.time() - EPOCH_S))
+    return max(1, int(current_system().now() - EPOCH_S))
 
 
 _NO_SLOTS: Final[I64] = np.zeros(0, dtype=np.int64)
