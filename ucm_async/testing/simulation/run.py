@@ -72,7 +72,7 @@ def run_seed(seed: int, *, steps: int = STEPS, pipeline: str = "Posix", digest: 
     """
     generator = random.Random(seed)
     whole = draw_plan(generator, seed, max(steps, STEPS))
-    plan = Plan(seed, whole.setting.with_pages(pipeline), whole.steps[:steps])
+    plan = Plan(seed, whole.setting.suited_to(pipeline), whole.steps[:steps])
     return run_plan(plan, generator, pipeline=pipeline, digest=digest)
 
 

@@ -75,7 +75,7 @@ class Walk:
             bounded=setting.bounded,
             grows="Slab" in pipeline,
         )
-        self._calls = Calls(setting, self._model, self.trace, self._idle)
+        self._calls = Calls(setting, self._model, self.trace, self._idle, coded="Compress" in pipeline)
         self._stores: list[StoreUnderTest] = []
         self._data_bytes_max = 0
         if setting.bounded:
