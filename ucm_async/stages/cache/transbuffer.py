@@ -164,7 +164,8 @@ class TransBuffer:
             self._reaping = asyncio.ensure_future(self._reap())
 
     async def _reap(self) -> None:
-        self.reaped += await asyncio.to_thread(reap_dead, self.table)
+        count = await asyncio.to_thread(reap_dead, self.table)
+        self.reaped += count
 
     async def aclose(self) -> None:
         """Leave the segment. Nothing of it may be in use any more. Idempotent."""

@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ...engines.system import current_system
 from ...engines.waits import patient
 from ...errors import StoreError
-from ...native import WATCH_FILLING, Watcher
+from ...native import WATCH_FILLING
 from ...types import I64, U8, Reasons, Status
 from .transbuffer import TransBuffer
 
@@ -49,8 +50,7 @@ class Waiting:
         self._buffer = buffer
         self._table = buffer.table
         self._loop = asyncio.get_running_loop()
-        self._watcher = Watcher(buffer.table)
-        self._loop.add_reader(self._watcher.fileno(), self._told)
+        self._watcher = current_system().watch_table(buffer.table, self.look)
         self._tickets: list[_Ticket] = []
         self._timer: asyncio.TimerHandle | None = None
         self._reaping: asyncio.Task[None] | None = None
@@ -141,10 +141,6 @@ class Waiting:
         if self._timer is None:
             self._timer = self._loop.call_later(LOOK_EVERY_S, self._tick)
 
-    def _told(self) -> None:
-        self._watcher.clear()
-        self.look()
-
     def _tick(self) -> None:
         self._timer = None
         if not self._tickets:
@@ -173,5 +169,5 @@ class Waiting:
         self._rest()
         if self._reaping is not None:
             await asyncio.wait([self._reaping])
-        self._loop.remove_reader(self._watcher.fileno())
-        await asyncio.to_thread(self._watcher.close)
+        await self._watcher.aclose()
+        del self._watcher  # which knows this object: the memory must not wait for the collector of cycles

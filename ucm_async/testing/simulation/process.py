@@ -287,7 +287,7 @@ class SimulatedProcess(System):
         """See `System.direct_reason`."""
         return "" if self.disk.direct else "this simulated disk has no O_DIRECT"
 
-    def map_memory(self, length: int, fd: int) -> Mapping:
+    def map_memory(self, length: int, fd: int, *, populate: bool = True) -> Mapping:
         """See `System.map_memory`. Pages come when they are touched: a simulated store uses few of them."""
         made: Any = LazyMapping(-1, length) if fd < 0 else Mapping(length, fd)
         return cast(Mapping, made)
