@@ -29,6 +29,23 @@ struct batch *batch_pop(struct batch_queue *queue)
     return batch;
 }
 
+void batch_remove(struct batch_queue *queue, struct batch *batch)
+{
+    struct batch *before = NULL;
+    for (struct batch *one = queue->head; one != batch; one = one->next) {
+        before = one;
+    }
+    if (before) {
+        before->next = batch->next;
+    } else {
+        queue->head = batch->next;
+    }
+    if (queue->tail == batch) {
+        queue->tail = before;
+    }
+    batch->next = NULL;
+}
+
 void batch_append(struct batch_queue *to, struct batch_queue *from)
 {
     if (!from->head) {

@@ -28,6 +28,8 @@ struct batch_queue {
 
 void batch_push(struct batch_queue *queue, struct batch *batch);
 struct batch *batch_pop(struct batch_queue *queue);
+/* Take out one that is in there. */
+void batch_remove(struct batch_queue *queue, struct batch *batch);
 /* Move all of `from` behind what is in `to`. */
 void batch_append(struct batch_queue *to, struct batch_queue *from);
 

@@ -8,6 +8,9 @@
 /* The most that one call moves (MAX_RW_COUNT for 4 KiB pages); longer ones come back short and go on. */
 #define TRANSFER_BYTES_MAX 0x7FFFF000u
 
+/* So many batches behind the oldest are looked at for a small one: the line may be long, and each chain takes a look. */
+#define LOOK_AHEAD 31
+
 int ring_init(struct ring *ring, const struct ring_ops *ops, struct ring_bounds bounds, int event_fd)
 {
     ring->chains = calloc(bounds.chains, sizeof(ring->chains[0]));
@@ -97,22 +100,40 @@ static bool is_misplaced(const struct ring *ring, const struct chain *chain)
     return !ring->helper && chain->batch->chunk == 1 && (chain->at->opcode < OP_READ || chain->at->opcode > OP_WRITEV);
 }
 
+static size_t unbegun(const struct batch *batch)
+{
+    return batch->count - batch->cursor;
+}
+
+/* The batch whose next chain begins; there is one. In turns the oldest, so that large ones are ready one after the other and who waits for
+ * the first has something to do while the next are read; and the one with the least left, so that a small one waits for none of them. */
+static struct batch *choose(struct ring *ring)
+{
+    struct batch *chosen = ring->waiting.head;
+    ring->turn_of_oldest = !ring->turn_of_oldest;
+    if (!ring->turn_of_oldest) {
+        struct batch *other = chosen->next;
+        for (unsigned i = 0; other && i < LOOK_AHEAD; i++, other = other->next) {
+            chosen = unbegun(other) < unbegun(chosen) ? other : chosen;
+        }
+    }
+    return chosen;
+}
+
 static void begin(struct ring *ring)
 {
-    struct batch *batch = ring->waiting.head;
+    struct batch *batch = choose(ring);
     struct chain *chain = ring->free;
     ring->free = chain->next;
-    size_t left = batch->count - batch->cursor;
+    size_t left = unbegun(batch);
     chain->batch = batch;
     chain->count = left < batch->chunk ? left : batch->chunk;
     chain->at = &batch->requests[batch->cursor];
     chain->end = chain->at + chain->count;
     chain->job = job_begin();
     batch->cursor += chain->count;
-    /* Batches take turns: a small one does not wait until a large one has begun all of its chains. */
-    batch_pop(&ring->waiting);
-    if (batch->cursor < batch->count) {
-        batch_push(&ring->waiting, batch);
+    if (batch->cursor >= batch->count) {
+        batch_remove(&ring->waiting, batch);
     }
     if (is_misplaced(ring, chain)) {
         settle(ring, chain, -EINVAL);

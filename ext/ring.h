@@ -1,7 +1,8 @@
 /* What native AIO and io_uring share: the line of batches, chains, the bounds on what is in flight, and short transfers.
  *
- * A batch waits until its chains begin, in order. A chain's transfer goes: line -> ready (within the bounds) -> with the kernel ->
- * settled; a short one goes back to ready with the rest of its range. Between its transfers a chain runs here, or is handed to a helper.
+ * Several batches may wait: their chains begin in the order of each, in turns of the oldest batch and the one with the least left. A
+ * chain's transfer goes: line -> ready (within the bounds) -> with the kernel -> settled; a short one goes back to ready with the rest of
+ * its range. Between its transfers a chain runs here, or is handed to a helper.
  * A chain's index names it to the kernel.
  *
  * Plain C, for one thread at a time, except for the counters.
@@ -41,6 +42,7 @@ struct ring {
     int event_fd; /* signalled by the kernel after each completion */
     bool begun;   /* a batch was submitted, or memory registered */
     struct batch_queue waiting, done;
+    bool turn_of_oldest;
     struct chain *chains, *free;
     struct chain_queue line;  /* transfers that wait for room */
     struct chain_queue ready; /* transfers to give to the kernel, in that order */

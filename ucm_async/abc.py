@@ -257,7 +257,9 @@ class Lower(Protocol):
         Returns
         -------
         status, reasons
-            When all have settled, as of `load_encoded`.
+            When all have settled, as of `load_encoded`. A shard whose codec and parameters do not fit under one header
+            with those of its block that are in is an IO_ERROR with errno `ucm_async.coding.MIXED`; stored as it is,
+            without a codec, it fits.
         """
 
     async def set_aside(self, ids: U8) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 __all__ = [
     "CODING",
+    "MIXED",
     "PARAMETER_BYTES",
     "SHARD_BYTES_MAX",
     "Codings",
@@ -93,6 +94,9 @@ DTYPE_BYTES: Final = {0: 1, 1: 2, 2: 2, 3: 4, 4: 1, 5: 1}
 
 FLAG_ENTROPY: Final = 1
 """In parameters[1] of a lossy codec: the Huffman coder stores what it stores."""
+
+MIXED: Final = errno.ESTALE
+"""Why an encoded shard is refused whose parameters are not those of its block's others: a header has one set."""
 
 
 def new_codings(n: int) -> Codings:

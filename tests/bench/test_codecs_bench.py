@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ucm_async.bench import codecs
+from ucm_async.bench import beside, codecs
 from ucm_async.bench.setting import BenchError
 from ucm_async.cli import main
 from ucm_async.native import NATIVE
@@ -17,7 +17,7 @@ needs_extension = pytest.mark.skipif(not NATIVE, reason="needs the extension")
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codecs, "_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(beside, "_SAMPLE_SECONDS", 0.0)
 
 
 @needs_extension
@@ -29,7 +29,10 @@ def test_every_codec_on_the_sample(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["huffman"]["ratio"] > 1.45 and found["huffman"]["relative_l2"] is None
     assert 0 < found["int4"]["relative_l2"] < 0.1 and found["int4"]["max_abs"] > 0
     assert all(one[verb][0] > 0 for one in told["codecs"] for verb in ("encode", "decode", "encode_two", "decode_two"))
-    assert told["pool"]["fresh_over_pooled"][0] > 0
+    for one in told["codecs"]:
+        assert set(one["two_over_one"]) == {"encode", "decode", *beside.REFERENCES}
+        assert one["two_over_one"]["encode"] == pytest.approx([one["encode_two"][0] / one["encode"][0]] * 3, rel=1e-4)
+        assert one["fresh_over_pooled"] == pytest.approx([one["fresh_us"][0] / one["pooled_us"][0]] * 3, rel=1e-4)
 
 
 def test_data_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

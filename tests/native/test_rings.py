@@ -128,6 +128,25 @@ def test_vectors_count_with_all_their_bytes(kind: str, big: Any) -> None:
     context.close()
 
 
+@pytest.mark.parametrize("kind", RINGS)
+def test_which_batch_goes_on(kind: str, big: Any) -> None:
+    """Large ones one after the other, and a small one waits for none of them."""
+    fd, body = big
+    context = MAKERS[kind](1)
+    memory = aligned(4 * MIB)
+    quarters = [reads(fd, memory[MIB * i :], 16 * 1024, [MIB * i + 16 * 1024 * k for k in range(64)]) for i in range(3)]
+    for token, requests in zip(("first", "second", "third"), quarters, strict=True):
+        context.submit(requests, token)
+    context.submit(reads(fd, memory[3 * MIB :], MIB // 2, [3 * MIB, 3 * MIB + MIB // 2]), "small")
+    done: list[str] = []
+    while len(done) < 4:
+        assert readable(context, 30)
+        done += context.reap()
+    assert done == ["small", "first", "second", "third"]
+    assert np.array_equal(memory, body)
+    context.close()
+
+
 def test_direct_reads_end_with_the_file(ring: Any, tmp_path: Path) -> None:
     """A file that ends inside a sector, on a sector, and on a page."""
     for size in (0, 1, 511, 512, 513, 1536, 4095, 4096, 5000, 8192, 9000):

@@ -1,10 +1,10 @@
-"""Codecs on the user's own bytes: ratio, speed of one core and of two threads, error, and what a pool saves."""
+"""Codecs on the user's own bytes: ratio, speed of one thread and of two, error, and what a pool saves."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,31 +14,52 @@ import numpy as np
 import numpy.typing as npt
 
 from ..coding import Codings, new_codings
-from ..errors import ConfigError
 from ..stages.compress.codecs import Codec, Context, Layout, decode, make_codec, raise_for_failures
 from ..types import U8
-from .measure import Spread
+from .beside import REFERENCES, Crew, Job, reference_jobs
+from .measure import Contestant, Measured, Spread, alternate
+from .pooling import fresh_job, pooled_job
 from .setting import BenchError
 
-__all__ = ["ALL_CODECS", "CodecReport", "load_bytes", "measure_codec", "measure_pool"]
+__all__ = ["ALL_CODECS", "CodecReport", "load_bytes", "measure_codec"]
 
 _LOSSLESS: Final = ("raw", "auto", "huffman", "packed", "lz4", "zstd")
 _LOSSY: Final = ("fp8_e4m3", "int8", "int4")
 ALL_CODECS: Final = (*_LOSSLESS, *(spec for name in _LOSSY for spec in (name, f"{name}+huffman")))
-_SAMPLE_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class CodecReport:
-    """What one codec did: speeds in GB/s of raw bytes, as median, smallest and largest of the rounds."""
+    """What one codec did, and beside it what this machine allows. Lists are median, smallest and largest of the rounds.
+
+    Attributes
+    ----------
+    codec, lossless
+        Which.
+    ratio
+        Raw over stored bytes.
+    encode, decode, encode_two, decode_two
+        GB/s of raw bytes, of one thread and of two.
+    two_over_one
+        Rate of two threads over that of one, round by round: of ``encode``, of ``decode``, and of each loop of
+        `beside.REFERENCES` in the same rounds.
+    pooled_us, fresh_us, fresh_over_pooled
+        Microseconds of a job, one shard, with leased context and slot, and with its own; and their ratio.
+    relative_l2, max_abs
+        Error of a lossy codec: L2 norm of the difference over that of the values, and the greatest difference.
+    """
 
     codec: str
+    lossless: bool
     ratio: float
     encode: list[float]
     decode: list[float]
     encode_two: list[float]
     decode_two: list[float]
-    lossless: bool
+    two_over_one: Mapping[str, list[float]]
+    pooled_us: list[float]
+    fresh_us: list[float]
+    fresh_over_pooled: list[float]
     relative_l2: float | None
     max_abs: float | None
 
@@ -70,49 +91,44 @@ def _flat(array: npt.NDArray[Any]) -> U8:
 
 
 class _Work:
-    """Shards of some bytes, and where a codec puts them."""
+    """Shards of some bytes, and where a codec puts them. One thread's; the raw bytes may be another's, too."""
 
     def __init__(self, codec: Codec, raw: U8, shard_bytes: int) -> None:
         count = len(raw) // shard_bytes
         if count < 1:
             raise BenchError(f"{len(raw)} bytes of data, must be at least one shard of {shard_bytes}")
-        self.codec = codec
-        self.shard_bytes = shard_bytes
+        self._codec = codec
+        self._context = Context(shard_bytes)
         self.raw = raw[: count * shard_bytes]
-        self.stored, self.back = np.zeros_like(self.raw), np.zeros_like(self.raw)
+        self._stored, self.back = np.zeros_like(self.raw), np.zeros_like(self.raw)
         at = np.arange(count, dtype=np.uint64) * np.uint64(shard_bytes)
-        self.encoding = self._codings(self.raw, self.stored, at)
-        context = Context(shard_bytes)
-        codec.encode(self.encoding, context)
+        self.encoding = _codings(self.raw, self._stored, at, shard_bytes)
+        self.encode()
         raise_for_failures(self.encoding)
-        self.decoding = self._codings(self.stored, self.back, at)
+        self._decoding = _codings(self._stored, self.back, at, shard_bytes)
         for field in ("codec", "parameters"):
-            self.decoding[field] = self.encoding[field]
-        self.decoding["source_length"] = self.encoding["result"]
-        decode(self.decoding, context)
-        raise_for_failures(self.decoding)
+            self._decoding[field] = self.encoding[field]
+        self._decoding["source_length"] = self.encoding["result"]
+        self.decode()
+        raise_for_failures(self._decoding)
 
-    def _codings(self, source: U8, target: U8, at: npt.NDArray[np.uint64]) -> Codings:
-        codings = new_codings(len(at))
-        codings["source"] = at + np.uint64(source.ctypes.data)
-        codings["target"] = at + np.uint64(target.ctypes.data)
-        codings["source_length"] = codings["target_length"] = self.shard_bytes
-        return codings
+    def encode(self) -> None:
+        self._codec.encode(self.encoding, self._context)
+
+    def decode(self) -> None:
+        decode(self._decoding, self._context)
 
 
-def _seconds(job: Callable[[], object]) -> float:
-    """Seconds of one run, from as many as take a moment."""
-    runs, started = 0, time.perf_counter()
-    while True:
-        job()
-        runs += 1
-        taken = time.perf_counter() - started
-        if taken >= _SAMPLE_SECONDS:
-            return taken / runs
+def _codings(source: U8, target: U8, at: npt.NDArray[np.uint64], shard_bytes: int) -> Codings:
+    codings = new_codings(len(at))
+    codings["source"] = at + np.uint64(source.ctypes.data)
+    codings["target"] = at + np.uint64(target.ctypes.data)
+    codings["source_length"] = codings["target_length"] = shard_bytes
+    return codings
 
 
 def measure_codec(spec: str, raw: U8, layout: Layout, shard_bytes: int, rounds: int) -> CodecReport:
-    """Measure one codec; a lossless one must give back every byte.
+    """Measure one codec; a lossless one must give back every byte. Not for an event loop: it runs one.
 
     Raises
     ------
@@ -122,28 +138,48 @@ def measure_codec(spec: str, raw: U8, layout: Layout, shard_bytes: int, rounds: 
         There is no such codec here, or it does not take the layout.
     """
     codec = make_codec(spec, layout)
-    work = _Work(codec, raw, shard_bytes)
-    if codec.lossless and not np.array_equal(work.raw, work.back):
+    works = [_Work(codec, raw, shard_bytes) for _ in range(2)]
+    if codec.lossless and not np.array_equal(works[0].raw, works[0].back):
         raise BenchError(f"codec {spec!r}: a lossless codec changed bytes")
-    contexts = [Context(shard_bytes) for _ in range(2)]
-    halves = [np.array_split(one, 2) for one in (work.encoding.copy(), work.decoding.copy())]
-    rates: list[list[float]] = [[] for _ in range(4)]
-    with ThreadPoolExecutor(2) as threads:
-        jobs: list[Callable[[], object]] = [
-            lambda: codec.encode(work.encoding, contexts[0]),
-            lambda: decode(work.decoding, contexts[0]),
-            lambda: list(threads.map(codec.encode, halves[0], contexts)),
-            lambda: list(threads.map(decode, halves[1], contexts)),
-        ]
-        for round_number in range(-1, rounds):
-            for rate, job in zip(rates, jobs, strict=True):
-                seconds = _seconds(job)
-                if round_number >= 0:
-                    rate.append(len(work.raw) / seconds / 1e9)
+    jobs: dict[str, Sequence[Job]] = {
+        "encode": [one.encode for one in works],
+        "decode": [one.decode for one in works],
+        **reference_jobs(),
+    }
+    with closing(Crew()) as crew, pooled_job(codec, works[0].encoding, shard_bytes) as pooled:
+        jobs |= {"pooled": [pooled], "fresh": [fresh_job(codec, works[0].encoding, shard_bytes)]}
+        contestants: dict[str, Contestant] = {}
+        for name, alike in jobs.items():
+            contestants |= crew.contestants(name, alike)
+        measured = asyncio.run(alternate(contestants, rounds))
+    return _report(spec, codec, works[0], measured, layout)
+
+
+def _report(spec: str, codec: Codec, work: _Work, measured: Measured, layout: Layout) -> CodecReport:
     relative_l2, max_abs = (None, None) if codec.lossless else _errors(work.raw, work.back, layout)
-    encode, decoded, encode_two, decode_two = (Spread.of(rate).as_list() for rate in rates)
-    ratio = len(work.raw) / float(work.encoding["result"].sum())
-    return CodecReport(spec, ratio, encode, decoded, encode_two, decode_two, codec.lossless, relative_l2, max_abs)
+    compared = ("encode", "decode", *REFERENCES)
+
+    def rate(name: str) -> list[float]:
+        return measured.gb_per_s(name, len(work.raw)).as_list()
+
+    def job_us(name: str) -> list[float]:
+        return Spread.of([1e6 / one.blocks_per_s for one in measured.samples[name]]).as_list()
+
+    return CodecReport(
+        codec=spec,
+        lossless=codec.lossless,
+        ratio=len(work.raw) / float(work.encoding["result"].sum()),
+        encode=rate("encode"),
+        decode=rate("decode"),
+        encode_two=rate("encode, two"),
+        decode_two=rate("decode, two"),
+        two_over_one={name: measured.speed_ratio(f"{name}, two", name).as_list() for name in compared},
+        pooled_us=job_us("pooled"),
+        fresh_us=job_us("fresh"),
+        fresh_over_pooled=measured.speed_ratio("pooled", "fresh").as_list(),
+        relative_l2=relative_l2,
+        max_abs=max_abs,
+    )
 
 
 def _errors(raw: U8, back: U8, layout: Layout) -> tuple[float, float]:
@@ -159,20 +195,3 @@ def _floats(data: U8, dtype: str) -> npt.NDArray[np.float64]:
     if dtype == "bfloat16":
         return (data.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return data.view(dtype).astype(np.float64)
-
-
-def measure_pool(raw: U8, layout: Layout, shard_bytes: int, rounds: int) -> dict[str, list[float]]:
-    """Compare jobs of one shard on a context made before, and on a fresh one each: seconds a job, and their ratio."""
-    try:
-        codec = make_codec("huffman", layout)
-    except ConfigError:
-        codec = make_codec("raw", layout)
-    work = _Work(codec, raw, shard_bytes)
-    kept, one = Context(shard_bytes), work.encoding[:1]
-    pooled, fresh = [], []
-    for _ in range(rounds):
-        pooled.append(_seconds(lambda: codec.encode(one, kept)))
-        fresh.append(_seconds(lambda: codec.encode(one, Context(shard_bytes))))
-    ratios: Sequence[float] = [a / b for a, b in zip(fresh, pooled, strict=True)]
-    spreads = {"pooled_s": pooled, "fresh_s": fresh, "fresh_over_pooled": ratios}
-    return {name: Spread.of(values).as_list() for name, values in spreads.items()}

@@ -6,12 +6,11 @@ plain block do, since nobody knows how long the others will be.
 
 from __future__ import annotations
 
-import errno
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..coding import RAW, EncodedRows
+from ..coding import MIXED, RAW, EncodedRows
 from ..engines import requests as rq
 from ..engines.chains import addresses_of
 from ..types import I64, U64, Bools
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["encoded_bytes", "keep_checksums", "note_encoded", "plan_encoded_writes"]
 
-MIXED: Final = errno.ESTALE
-"""Shards of a block came from codecs with different parameters, which one header cannot tell."""
-
 
 def encoded_bytes(layout: BlockLayout, encoded: EncodedRows) -> I64:
     """Return the bytes that packed blocks take in all, int64, shape (n,): a whole number of pages."""
@@ -38,7 +34,7 @@ def encoded_bytes(layout: BlockLayout, encoded: EncodedRows) -> I64:
 def note_encoded(layout: BlockLayout, writes: BlockWrites, writing: Writing[Any]) -> None:
     """Keep what the headers will say of claimed shards, and how long the files will be.
 
-    A block whose shards do not fit under one header fails, and nothing of it is kept.
+    Shards that do not fit under one header with those of their block that are in fail with `MIXED`.
     """
     encoded: EncodedRows | None = writing.batch.encoded
     if encoded is None and not writes.encoded:
@@ -54,7 +50,7 @@ def note_encoded(layout: BlockLayout, writes: BlockWrites, writing: Writing[Any]
             if not writes.reserved[entry]:
                 writes.file_bytes[entry] = nbytes[row]
         elif not _note_shard(layout, writes, entry, shard, encoded.rows(slice(row, row + 1))):
-            writing.failed[g], writing.lost[g] = MIXED, True
+            writing.failed[g] = MIXED
 
 
 def _plain_rows(layout: BlockLayout) -> EncodedRows:

@@ -63,6 +63,7 @@ class Filler:
 
 
 def cut_parts(groups: I64, block_size: int) -> list[I64]:
-    """Cut `groups` into runs of about `PART_BYTES`."""
-    step = max(1, PART_BYTES // block_size)
-    return [groups[at : at + step] for at in range(0, len(groups), step)]
+    """Cut `groups` into runs of about `PART_BYTES`, equal ones: a short last one would cost what a long one does."""
+    most = max(1, PART_BYTES // block_size)
+    parts = -(-len(groups) // most)
+    return list(np.array_split(groups, parts)) if parts > 1 else [groups] if parts else []

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from ...abc import Batch
-from ...coding import CODING_BEHIND, CODING_CHECKSUM, RAW, Codings, EncodedRows
+from ...coding import CODING_BEHIND, CODING_CHECKSUM, MIXED, RAW, Codings, EncodedRows
 from ...native import execute
 from ...tasks import WHOLE_BLOCK, group_blocks
 from ...types import I64, U8, U64, Bools, Reasons, Status
@@ -107,13 +107,26 @@ class Encoder:
         encoding.report(blocks, status, reasons, encoding.group)
 
     async def _send_shards(self, encoding: Encoding, units: I64) -> None:
-        """Dump single shards."""
+        """Dump single shards. If others of their block came from another codec, they are stored as they are."""
+        mixed = await self._send_units(encoding, units)
+        if len(mixed):
+            await self.means.workers.run(partial(encoding.run_plain, mixed, self._plain))
+            self.means.counts["mixed_shards"] += len(mixed)
+            await self._send_units(encoding, mixed[~encoding.cancelled[encoding.unit_group[mixed]]])
+
+    async def _send_units(self, encoding: Encoding, units: I64) -> I64:
+        """Dump single shards; returns those that must be stored as they are, which are not reported."""
+        if not len(units):
+            return units
         encoded = encoding.apart(units, lossy=not self._codec.lossless)
         ids, shards = encoding.ids[encoding.unit_group[units]], encoding.unit_shard[units]
         addresses = encoding.codings["target"][units]
         row_bytes = self.means.geometry.shard_size
         status, reasons = await self._send(encoding.batch, ids, shards, addresses, encoded, row_bytes)
-        encoding.report(units, status, reasons, encoding.unit_of_row)
+        mixed = np.zeros(len(units), dtype=np.bool_)
+        mixed[[i for i, reason in reasons.items() if getattr(reason, "errno", 0) == MIXED]] = True
+        encoding.report(units, status, reasons, encoding.unit_of_row, but=mixed)
+        return units[mixed]
 
     async def _send(
         self, batch: Batch, ids: U8, shards: I64, addresses: U64, encoded: EncodedRows, row_bytes: int
@@ -187,6 +200,13 @@ class Encoding:
             codings[at] = before[at]
             plain.encode(codings[at], context)
 
+    def run_plain(self, units: I64, plain: Codec, context: Context) -> None:
+        """Encode single shards anew, as they are; in a thread."""
+        codings = self.codings[units]
+        plain.encode(codings, context)
+        self.codings[units] = codings
+        self.cancelled[self.unit_group[units[codings["result"] < 0]]] = True  # a gate has closed
+
     def _bulky(self, codings: Codings, group: I64, complete: Bools) -> list[slice]:
         """Return where the shards of whole blocks are that took as many pages as before: not a page would be saved."""
         result = codings["result"]
@@ -209,9 +229,9 @@ class Encoding:
         self.failed[list(wrong)] = True
         return wrong
 
-    def report(self, sent: I64, status: U8, reasons: Reasons, of_row: I64) -> None:
-        """Report the rows whose block, or shard, was sent; `of_row` has that of each row."""
-        for i in np.flatnonzero(status != Status.OK).tolist():
+    def report(self, sent: I64, status: U8, reasons: Reasons, of_row: I64, *, but: Bools | bool = False) -> None:
+        """Report the rows whose block, or shard, was sent, `but` those of some; `of_row` has that of each row."""
+        for i in np.flatnonzero((status != Status.OK) & ~np.asarray(but)).tolist():
             self.batch.report(self.rows[of_row == sent[i]], Status(status[i]), reasons.get(i))
         good = np.zeros(int(of_row.max()) + 1, dtype=np.bool_)
         good[sent[status == Status.OK]] = True

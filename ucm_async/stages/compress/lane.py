@@ -20,7 +20,7 @@ __all__ = ["LaneMeans"]
 PART_BYTES_MIN: Final = 2 << 20
 """What a part costs on the loop, here and below, must be little beside what the threads do meanwhile."""
 
-PART_BYTES_MAX: Final = 32 << 20
+PART_BYTES_MAX: Final = 8 << 20
 """So that the first bytes of a large batch are soon with the disk, or with the caller."""
 
 
