@@ -22,6 +22,9 @@ __all__ = ["WAIT_S_MAX", "Waiting"]
 WAIT_S_MAX: Final = 0.5
 """So long another's read is waited for, over all calls that want the block: who was stopped must stop nobody else."""
 
+WAIT_S_MIN: Final = 1e-6
+"""What is left below that is a rounding error: a timer may not even move the clock by it."""
+
 LOOK_EVERY_S: Final = 0.1
 """So often somebody who waits looks by himself: whether a reader died, which nobody tells."""
 
@@ -86,13 +89,17 @@ class Waiting:
                 self._rest()
         return self._watch(slots, generations)
 
-    def waited_s(self, slots: I64, generations: npt.NDArray[np.uint32]) -> float:
-        """Return for how long this process has been waiting for the oldest of these slots, now or in earlier calls."""
+    def left_s(self, slots: I64, generations: npt.NDArray[np.uint32]) -> float:
+        """Return for how long this process may go on waiting for these slots, in this call and later ones; 0: no more.
+
+        The oldest of them counts.
+        """
         now = self._loop.time()
         if len(self._first_seen) > FIRST_SEEN_MAX:
             self._forget()
         keys = zip(slots.tolist(), generations.tolist(), strict=True)
-        return now - min((self._first_seen.setdefault(key, now) for key in keys), default=now)
+        left_s = WAIT_S_MAX - now + min((self._first_seen.setdefault(key, now) for key in keys), default=now)
+        return left_s if left_s > WAIT_S_MIN else 0.0
 
     def _forget(self) -> None:
         """Forget what is filled by now, or else everything: then somebody waits a while longer."""
