@@ -167,15 +167,35 @@ PyObject *slottable_words(PyObject *op, PyObject *const *args, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
+PyObject *slottable_distrusted(PyObject *op, PyObject *const *args, Py_ssize_t count)
+{
+    struct arrays arrays;
+    if (!right_count("distrusted", count, 2, 2) || !take_arrays(&arrays, args, KINDS(&SLOTS, &OUT))) {
+        return NULL;
+    }
+    const struct slots *table = &as_table(op)->table;
+    const int64_t *slots = arrays.views[0].buf;
+    uint8_t *out = arrays.views[1].buf;
+    for (size_t i = 0; i < arrays.count; i++) {
+        out[i] = slots[i] >= 0 && (uint64_t)slots[i] < table->count && slots_is_distrusted(table, slots[i]);
+    }
+    drop_arrays(&arrays);
+    Py_RETURN_NONE;
+}
+
 /* ---- changing ---- */
 
 PyObject *slottable_take(PyObject *op, PyObject *const *args, Py_ssize_t count)
 {
     struct arrays arrays;
-    if (!slottable_joined(op) || !right_count("take", count, 1, 1) || !take_arrays(&arrays, args, KINDS(&SLOTS_OUT))) {
+    if (!slottable_joined(op) || !right_count("take", count, 1, 2)) {
         return NULL;
     }
-    size_t taken = slots_take(&as_table(op)->table, arrays.views[0].buf, arrays.count);
+    unsigned long kind = count > 1 ? PyLong_AsUnsignedLong(args[1]) : 0;
+    if (!slottable_kind(kind) || !take_arrays(&arrays, args, KINDS(&SLOTS_OUT))) {
+        return NULL;
+    }
+    size_t taken = slots_take(&as_table(op)->table, arrays.views[0].buf, arrays.count, (unsigned)kind);
     drop_arrays(&arrays);
     return PyLong_FromSize_t(taken);
 }

@@ -5,10 +5,20 @@ enum { WORD_BITS = 64, LOOKS_MAX = 256 };
 
 /* ---- layout ---- */
 
-static uint64_t bitmap_words(uint64_t count)
+static uint64_t segment_words(uint64_t segment_slots)
 {
-    uint64_t words = (count + WORD_BITS - 1) / WORD_BITS;
-    return (words + 7) / 8 * 8; /* whole cache lines */
+    return (segment_slots + WORD_BITS - 1) / WORD_BITS;
+}
+
+static uint64_t segment_count(uint64_t count, uint64_t segment_slots)
+{
+    return (count + segment_slots - 1) / segment_slots;
+}
+
+static uint64_t bitmap_bytes(uint64_t count, uint64_t segment_slots)
+{
+    uint64_t words = segment_count(count, segment_slots) * segment_words(segment_slots);
+    return (words + 7) / 8 * 8 * sizeof(uint64_t); /* whole cache lines */
 }
 
 /* Two entries of room for each slot: of two buckets, the emptier one is then hardly ever full. */
@@ -18,13 +28,13 @@ static uint64_t bucket_count(uint64_t count)
     return buckets < INDEX_WAYS ? INDEX_WAYS : buckets;
 }
 
-size_t slots_bytes(uint64_t count)
+size_t slots_bytes(uint64_t count, uint64_t segment_slots)
 {
-    return sizeof(struct slots_header) + bitmap_words(count) * sizeof(uint64_t) + bucket_count(count) * sizeof(struct index_bucket) +
-           count * sizeof(struct file_slot);
+    return sizeof(struct slots_header) + bitmap_bytes(count, segment_slots) + bucket_count(count) * sizeof(struct index_bucket) +
+           count * sizeof(struct file_slot) + segment_count(count, segment_slots);
 }
 
-static enum slots_attached check(const struct slots_header *header, uint32_t count)
+static enum slots_attached check(const struct slots_header *header, uint32_t count, uint32_t segment_slots)
 {
     if (header->magic != SLOTS_MAGIC) {
         return header->magic ? SLOTS_FOREIGN : SLOTS_NOT_READY;
@@ -35,33 +45,48 @@ static enum slots_attached check(const struct slots_header *header, uint32_t cou
     if (!__atomic_load_n(&header->ready, __ATOMIC_ACQUIRE)) {
         return SLOTS_NOT_READY;
     }
-    return header->slots == count ? SLOTS_ATTACHED : SLOTS_OTHER_COUNT;
+    return header->slots == count && header->segment_slots == segment_slots ? SLOTS_ATTACHED : SLOTS_OTHER_COUNT;
 }
 
-enum slots_attached slots_attach(struct slots *table, void *memory, uint32_t count, bool create)
+enum slots_attached slots_attach(struct slots *table, void *memory, uint32_t count, uint32_t segment_slots, bool create)
 {
     char *at = memory;
-    *table = (struct slots){.count = count, .bitmap_words = bitmap_words(count), .bucket_count = bucket_count(count)};
+    *table = (struct slots){.count = count, .segment_slots = segment_slots, .bucket_count = bucket_count(count)};
+    table->segment_words = segment_words(segment_slots);
+    table->bitmap_words = segment_count(count, segment_slots) * table->segment_words;
     table->header = (struct slots_header *)(void *)at;
     at += sizeof(struct slots_header);
     table->bitmap = (uint64_t *)(void *)at;
-    at += table->bitmap_words * sizeof(uint64_t);
+    at += bitmap_bytes(count, segment_slots);
     table->index = (struct index_bucket *)(void *)at;
     at += table->bucket_count * sizeof(struct index_bucket);
     table->slots = (struct file_slot *)(void *)at;
+    at += count * sizeof(struct file_slot);
+    table->kinds = (uint8_t *)at;
     if (create) {
-        memset(memory, 0, slots_bytes(count)); /* all ABSENT */
+        memset(memory, 0, slots_bytes(count, segment_slots)); /* all ABSENT */
         table->header->magic = SLOTS_MAGIC;
         table->header->version = SLOTS_VERSION;
         table->header->slots = count;
+        table->header->segment_slots = segment_slots;
         table->header->sequence = 1;
         table->header->counts[SLOT_ABSENT] = count;
         __atomic_store_n(&table->header->ready, 1, __ATOMIC_RELEASE);
     }
-    return check(table->header, count);
+    return check(table->header, count, segment_slots);
 }
 
 /* ---- one slot ---- */
+
+static unsigned kind_of(const struct slots *table, uint64_t segment)
+{
+    return __atomic_load_n(&table->kinds[segment], __ATOMIC_RELAXED) % SLOT_KINDS;
+}
+
+static void count_free(struct slots *table, uint32_t at, int64_t more)
+{
+    __atomic_fetch_add(&table->header->free[kind_of(table, at / table->segment_slots)], more, __ATOMIC_RELAXED);
+}
 
 /* Acquire and release: what was written to a slot before its word changed is there for who sees the new word. */
 static bool swap_word(struct slots *table, uint32_t at, uint64_t seen, uint64_t wanted)
@@ -71,6 +96,9 @@ static bool swap_word(struct slots *table, uint32_t at, uint64_t seen, uint64_t 
     }
     __atomic_fetch_sub(&table->header->counts[slot_state(seen) % SLOT_STATES], 1, __ATOMIC_RELAXED);
     __atomic_fetch_add(&table->header->counts[slot_state(wanted)], 1, __ATOMIC_RELAXED);
+    if (slot_state(seen) == SLOT_FREE || slot_state(wanted) == SLOT_FREE) {
+        count_free(table, at, slot_state(wanted) == SLOT_FREE ? 1 : -1);
+    }
     return true;
 }
 
@@ -92,12 +120,24 @@ static void change_ours(struct slots *table, uint32_t at, enum slot_state state)
 
 /* ---- free slots ---- */
 
+/* Where the bit of a slot is. */
+static uint64_t word_of(const struct slots *table, uint32_t at)
+{
+    return at / table->segment_slots * table->segment_words + at % table->segment_slots / WORD_BITS;
+}
+
+static uint64_t bit_of(const struct slots *table, uint32_t at)
+{
+    return (uint64_t)1 << at % table->segment_slots % WORD_BITS;
+}
+
 static void offer(struct slots *table, uint32_t at)
 {
-    uint64_t word = at / WORD_BITS;
-    __atomic_fetch_or(&table->bitmap[word], (uint64_t)1 << at % WORD_BITS, __ATOMIC_RELEASE);
-    uint64_t hint = __atomic_load_n(&table->header->hint, __ATOMIC_RELAXED);
-    while (word < hint && !__atomic_compare_exchange_n(&table->header->hint, &hint, word, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    uint64_t word = word_of(table, at);
+    __atomic_fetch_or(&table->bitmap[word], bit_of(table, at), __ATOMIC_RELEASE);
+    uint64_t *hints = &table->header->hints[kind_of(table, at / table->segment_slots)];
+    uint64_t hint = __atomic_load_n(hints, __ATOMIC_RELAXED);
+    while (word < hint && !__atomic_compare_exchange_n(hints, &hint, word, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
 }
 
@@ -108,7 +148,8 @@ static bool take_one(struct slots *table, uint32_t at)
     if (slot_state(word) != SLOT_FREE || !swap_word(table, at, word, slot_word(slot_version(word), table->number, SLOT_TAKEN))) {
         return false;
     }
-    __atomic_fetch_and(&table->bitmap[at / WORD_BITS], ~((uint64_t)1 << at % WORD_BITS), __ATOMIC_RELAXED);
+    __atomic_store_n(&table->slots[at].lost, 0, __ATOMIC_RELAXED); /* what was in it is of no interest any more */
+    __atomic_fetch_and(&table->bitmap[word_of(table, at)], ~bit_of(table, at), __ATOMIC_RELAXED);
     return true;
 }
 
@@ -116,8 +157,9 @@ static size_t take_from(struct slots *table, uint64_t word, int64_t *slots, size
 {
     size_t taken = 0;
     uint64_t bits = __atomic_load_n(&table->bitmap[word], __ATOMIC_ACQUIRE);
+    uint64_t first = word / table->segment_words * table->segment_slots + word % table->segment_words * WORD_BITS;
     while (bits && taken < count) {
-        uint64_t at = word * WORD_BITS + (uint64_t)__builtin_ctzll(bits);
+        uint64_t at = first + (uint64_t)__builtin_ctzll(bits);
         bits &= bits - 1;
         if (at < table->count && take_one(table, (uint32_t)at)) {
             slots[taken++] = (int64_t)at;
@@ -127,18 +169,23 @@ static size_t take_from(struct slots *table, uint64_t word, int64_t *slots, size
 }
 
 /* If none should be free we do not look everywhere: but somewhere, and somewhere else the next time, because counts of the dead may be wrong. */
-size_t slots_take(struct slots *table, int64_t *slots, size_t count)
+size_t slots_take(struct slots *table, int64_t *slots, size_t count, unsigned kind)
 {
     size_t taken = 0;
-    bool likely = __atomic_load_n(&table->header->counts[SLOT_FREE], __ATOMIC_RELAXED) > 0;
-    uint64_t steps_max = likely || table->bitmap_words < LOOKS_MAX ? table->bitmap_words : LOOKS_MAX;
-    uint64_t hint = __atomic_load_n(&table->header->hint, __ATOMIC_RELAXED) % table->bitmap_words;
+    bool likely = __atomic_load_n(&table->header->free[kind], __ATOMIC_RELAXED) > 0;
+    uint64_t looks = likely ? table->bitmap_words : LOOKS_MAX;
+    uint64_t hint = __atomic_load_n(&table->header->hints[kind], __ATOMIC_RELAXED) % table->bitmap_words;
     uint64_t word = hint;
-    for (uint64_t steps = 0; table->number && steps < steps_max && taken < count; steps++) {
+    for (uint64_t steps = 0; table->number && steps < table->bitmap_words && looks && taken < count; steps++) {
         word = (hint + steps) % table->bitmap_words;
-        taken += take_from(table, word, slots + taken, count - taken);
+        if (kind_of(table, word / table->segment_words) == kind) {
+            taken += take_from(table, word, slots + taken, count - taken);
+            looks--;
+        } else {
+            steps += table->segment_words - 1 - word % table->segment_words; /* the next segment */
+        }
     }
-    __atomic_store_n(&table->header->hint, word, __ATOMIC_RELAXED);
+    __atomic_store_n(&table->header->hints[kind], word, __ATOMIC_RELAXED);
     return taken;
 }
 
@@ -240,8 +287,11 @@ size_t slots_withdraw(struct slots *table, const int64_t *slots, const uint64_t 
 
 /* ---- ranges ---- */
 
-void slots_add(struct slots *table, uint64_t first, uint64_t count)
+void slots_add(struct slots *table, uint64_t first, uint64_t count, unsigned kind)
 {
+    for (uint64_t at = first; at < first + count && at < table->count; at += table->segment_slots - at % table->segment_slots) {
+        __atomic_store_n(&table->kinds[at / table->segment_slots], (uint8_t)kind, __ATOMIC_RELAXED);
+    }
     for (uint64_t at = first; at < first + count && at < table->count; at++) {
         uint64_t word = load_slot_word(&table->slots[at]);
         if (slot_state(word) == SLOT_ABSENT && swap_word(table, (uint32_t)at, word, slot_word(slot_version(word), 0, SLOT_FREE))) {
@@ -294,6 +344,7 @@ static bool give_back(struct slots *table, uint32_t at, bool everybody, unsigned
 static void rebuild(struct slots *table)
 {
     int64_t counts[SLOT_STATES] = {0};
+    memset(table->header->free, 0, sizeof(table->header->free));
     memset(table->index, 0, table->bucket_count * sizeof(table->index[0]));
     for (uint32_t at = 0; at < table->count; at++) {
         struct file_slot *slot = &table->slots[at];
@@ -307,6 +358,9 @@ static void rebuild(struct slots *table)
         }
         slot->word = word;
         counts[slot_state(word)]++;
+        if (slot_state(word) == SLOT_FREE) {
+            count_free(table, at, 1);
+        }
     }
     memcpy(table->header->counts, counts, sizeof(counts));
 }
@@ -326,6 +380,22 @@ uint64_t slots_repair(struct slots *table, bool everybody, unsigned owner)
         }
     }
     return given;
+}
+
+void slots_distrust(struct slots *table, uint64_t first, uint64_t count)
+{
+    for (uint64_t at = first; at < first + count && at < table->count; at++) {
+        uint64_t word = load_slot_word(&table->slots[at]);
+        if (slot_state(word) == SLOT_TAKEN || slot_state(word) == SLOT_STORED) {
+            __atomic_store_n(&table->slots[at].lost, lost_tag(word), __ATOMIC_RELEASE);
+        }
+    }
+}
+
+bool slots_is_distrusted(const struct slots *table, int64_t at)
+{
+    const struct file_slot *slot = &table->slots[at];
+    return __atomic_load_n(&slot->lost, __ATOMIC_ACQUIRE) == lost_tag(load_slot_word(slot));
 }
 
 void slots_scan(const struct slots *table, uint64_t first, uint64_t count, uint8_t *states, char *ids, uint32_t *stamps)

@@ -11,6 +11,8 @@
  *         +-----------------+---------------+ |  +------------------+
  *                                             +--> BAD (spoil)
  *
+ * Slots come in segments of equally many, whose slots are all of one kind: so long, say. Who takes a slot asks for a kind.
+ *
  * Only who has taken a slot writes to its bytes. Reading needs no permission: who reads a slot looks at its word before and after, and at what
  * the bytes say of themselves. Index, bitmap and counts only help to find slots; they can be behind, and are made good by a repair.
  * Every number that comes from shared memory and is used to find something is checked first: it may be damaged.
@@ -25,10 +27,10 @@
 
 #define SLOTS_MAX ((uint64_t)1 << 28)
 #define SLOTS_MAGIC 0x53544F4C534D4355u /* "UCMSLOTS" in memory */
-#define SLOTS_VERSION 1u
+#define SLOTS_VERSION 2u
 
 enum slot_state { SLOT_ABSENT = 0, SLOT_FREE = 1, SLOT_TAKEN = 2, SLOT_STORED = 3, SLOT_BAD = 4, SLOT_STATES = 5 };
-enum { SLOT_OWNERS_MAX = 255 };
+enum { SLOT_OWNERS_MAX = 255, SLOT_KINDS = 32 };
 
 /* ---- the word: version 48 | owner 8 | state 8; the owner is 0 but in TAKEN ---- */
 
@@ -56,9 +58,15 @@ struct file_slot {
     uint64_t word;
     struct id id;   /* written while it is TAKEN */
     uint32_t stamp; /* when it was last asked for, as the callers count time; lost updates are fine */
-    uint32_t unused;
+    uint32_t lost;  /* tells the version whose bytes may not reach the medium, see lost_tag(); 0: none */
 };
 _Static_assert(sizeof(struct file_slot) == 32, "two slots share a cache line");
+
+static inline uint32_t lost_tag(uint64_t word)
+{
+    uint32_t tag = (uint32_t)slot_version(word) + 1;
+    return tag ? tag : 1;
+}
 
 static inline uint64_t load_slot_word(const struct file_slot *slot)
 {
@@ -83,19 +91,20 @@ static inline uint64_t stored_word(const struct file_slot *slot, struct id id)
     return same && __atomic_load_n(&slot->word, __ATOMIC_RELAXED) == word ? word : 0;
 }
 
-/* ---- the memory: header, bitmap, index, slots ---- */
+/* ---- the memory: header, bitmap, index, slots, kinds of segments ---- */
 
 struct slots_header {
     uint64_t magic;
     uint32_t version;
     uint32_t ready; /* 0 while it is formatted */
-    uint64_t slots;
+    uint64_t slots, segment_slots;
     uint64_t sequence;
-    uint64_t hint; /* a word of the bitmap: those before it have no bit, probably */
     int64_t counts[SLOT_STATES];
     uint8_t unused[48];
+    int64_t free[SLOT_KINDS];   /* slots that are FREE, by kind */
+    uint64_t hints[SLOT_KINDS]; /* words of the bitmap, by kind: those before have no bit of that kind, probably */
 };
-_Static_assert(sizeof(struct slots_header) == 128, "the header is two cache lines");
+_Static_assert(sizeof(struct slots_header) == 128 + 16 * SLOT_KINDS, "the header is whole cache lines");
 
 enum { INDEX_WAYS = 8 };
 
@@ -106,21 +115,22 @@ struct index_bucket {
 /* One process' view. */
 struct slots {
     struct slots_header *header;
-    uint64_t *bitmap; /* a bit is set if the slot is FREE, or was lately */
+    uint64_t *bitmap; /* a bit is set if the slot is FREE, or was lately; no word has bits of two segments */
     struct index_bucket *index;
     struct file_slot *slots;
+    uint8_t *kinds; /* of segments; changed while all of their slots are ABSENT */
     /* Our own numbers, not those that the memory says. */
-    uint32_t count;
-    uint64_t bitmap_words, bucket_count;
+    uint32_t count, segment_slots;
+    uint64_t bitmap_words, segment_words, bucket_count;
     unsigned number; /* who we are, 0: nobody */
 };
 
-size_t slots_bytes(uint64_t count);
+size_t slots_bytes(uint64_t count, uint64_t segment_slots);
 
 enum slots_attached { SLOTS_ATTACHED, SLOTS_NOT_READY, SLOTS_FOREIGN, SLOTS_OTHER_VERSION, SLOTS_OTHER_COUNT };
 
-/* A view of `memory`, which has slots_bytes(count) bytes; `create` formats it. */
-enum slots_attached slots_attach(struct slots *table, void *memory, uint32_t count, bool create);
+/* A view of `memory`, which has slots_bytes(count, segment_slots) bytes; `create` formats it. */
+enum slots_attached slots_attach(struct slots *table, void *memory, uint32_t count, uint32_t segment_slots, bool create);
 
 /* ---- the index, slotindex.c ---- */
 
@@ -147,7 +157,7 @@ size_t slots_prefix(struct slots *table, const char *ids, size_t count);
 
 /* ---- changing, slots.c; those that need slots of ours say which element is not: its position, or -1 ---- */
 
-size_t slots_take(struct slots *table, int64_t *slots, size_t count);
+size_t slots_take(struct slots *table, int64_t *slots, size_t count, unsigned kind);
 ptrdiff_t slots_give(struct slots *table, const int64_t *slots, size_t count);
 ptrdiff_t slots_spoil(struct slots *table, const int64_t *slots, size_t count);
 
@@ -160,13 +170,18 @@ size_t slots_withdraw(struct slots *table, const int64_t *slots, const uint64_t 
 
 /* ---- whole ranges ---- */
 
-void slots_add(struct slots *table, uint64_t first, uint64_t count);
+/* The segments of the range must be absent as a whole, and are of this kind from then on. */
+void slots_add(struct slots *table, uint64_t first, uint64_t count, unsigned kind);
 /* Take what is FREE, STORED or BAD; how many of the range are not ours now. */
 uint64_t slots_seize(struct slots *table, uint64_t first, uint64_t count);
 /* Ours become ABSENT. */
 void slots_clear(struct slots *table, uint64_t first, uint64_t count);
 /* Give back what `owner` had taken, 0: what any had; count everything anew. How many were given back. Nobody else may do so meanwhile. */
 uint64_t slots_repair(struct slots *table, bool everybody, unsigned owner);
+/* What is in the slots of a range now, or on its way there, may never reach the medium. */
+void slots_distrust(struct slots *table, uint64_t first, uint64_t count);
+/* Whether that was said of what is in a slot. */
+bool slots_is_distrusted(const struct slots *table, int64_t at);
 /* States, ids, and stamps of a range, as they are now. */
 void slots_scan(const struct slots *table, uint64_t first, uint64_t count, uint8_t *states, char *ids, uint32_t *stamps);
 

@@ -394,16 +394,18 @@ class SlotTable:
     A slot is ABSENT, FREE, TAKEN (somebody writes to its bytes), STORED or BAD. Its *word* changes whenever it comes to be or ceases to be STORED: who
     finds the same word after reading a slot's bytes has read what belongs to the id. A process may die between any two instructions; what it
     had taken comes back by `repair`. 32 bytes a slot and 16 for the index.
+
+    Slots come in segments of `segment_slots` each (0: one of all), whose slots are all of one kind, 0 ... 31.
     """
 
-    def __init__(self, memory: Buffer, slots: int, create: bool = False) -> None:
-        """A view of `memory`, aligned to 8, of which `bytes_needed(slots)` bytes are used; `create` formats it: all slots are ABSENT.
+    def __init__(self, memory: Buffer, slots: int, create: bool = False, segment_slots: int = 0) -> None:
+        """A view of `memory`, aligned to 8, of which `bytes_needed(slots, segment_slots)` bytes are used; `create` formats it: all slots are ABSENT.
 
         Raises BlockingIOError where no table was made to the end, ValueError where it is another one (version, slots) or too small.
         Create under a lock that whoever attaches waits for, too.
         """
     @staticmethod
-    def bytes_needed(slots: int, /) -> int: ...
+    def bytes_needed(slots: int, segment_slots: int = 0, /) -> int: ...
     def join(self, number: int, /) -> None:
         """Take slots under this number, 1 ... 255, which no other living user of the memory has."""
     def find(self, ids: Buffer, slots: Buffer, words: Buffer, stamp: int = 0, /) -> int:
@@ -412,8 +414,8 @@ class SlotTable:
         """Length of the longest run ids[0..k) that is STORED."""
     def words(self, slots: Buffer, words: Buffer, /) -> None:
         """words[i] = the word of slots[i] as it is now, 0 for -1."""
-    def take(self, slots: Buffer, /) -> int:
-        """FREE -> TAKEN, lower ones first: fills in the first k of `slots` (int64) and returns k. RuntimeError before `join`."""
+    def take(self, slots: Buffer, kind: int = 0, /) -> int:
+        """FREE -> TAKEN, of this kind, lower ones first: fills in the first k of `slots` (int64) and returns k. RuntimeError before `join`."""
     def give(self, slots: Buffer, /) -> None:
         """TAKEN by us -> FREE. ValueError, and no change, where one was not taken by us."""
     def spoil(self, slots: Buffer, /) -> None:
@@ -422,14 +424,18 @@ class SlotTable:
         """TAKEN by us -> STORED with ids[i]: out[i] (uint8) = 0. Another slot has the block: 1; the index has no room: 2; both stay TAKEN."""
     def withdraw(self, slots: Buffer, words: Buffer, out: Buffer, /) -> int:
         """STORED with this word still -> TAKEN by us: out[i] = 1, else 0; returns how many. Nobody finds them any more."""
-    def add(self, first: int, count: int, /) -> None:
-        """ABSENT -> FREE."""
+    def add(self, first: int, count: int, kind: int = 0, /) -> None:
+        """ABSENT -> FREE: whole segments, which are of this kind from then on."""
     def seize(self, first: int, count: int, /) -> int:
         """FREE, STORED or BAD -> TAKEN by us; returns how many of the range are not ours then."""
     def clear(self, first: int, count: int, /) -> None:
         """TAKEN by us -> ABSENT."""
     def repair(self, owner: int | None, /) -> int:
         """TAKEN by `owner`, who is dead -> FREE; returns how many. None: by anybody, and everything is counted anew; nobody else may use the table meanwhile."""
+    def distrust(self, first: int, count: int, /) -> None:
+        """What is in the slots of a range now, TAKEN or STORED, may never reach the medium."""
+    def distrusted(self, slots: Buffer, out: Buffer, /) -> None:
+        """out[i] (uint8) = 1 where that was said of what is in slots[i] still."""
     def scan(self, first: int, states: Buffer, ids: Buffer, stamps: Buffer, /) -> None:
         """states[i] (uint8: 0 ABSENT, 1 FREE, 2 TAKEN, 3 STORED, 4 BAD), ids[i] and stamps[i] (uint32) of slot `first` + i. Without the GIL."""
     def next_sequence(self, count: int, /) -> int:

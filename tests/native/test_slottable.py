@@ -29,16 +29,17 @@ PUBLISHED, ELSEWHERE, NO_ROOM = 0, 1, 2
 Array = npt.NDArray[np.generic]
 
 
-def make(slots: int, *, joined: int = 1, there: int | None = None) -> SlotTable:
-    table = SlotTable(mmap.mmap(-1, SlotTable.bytes_needed(slots)), slots, create=True)
+def make(slots: int, *, joined: int = 1, there: int | None = None, segment_slots: int = 0) -> SlotTable:
+    memory = mmap.mmap(-1, SlotTable.bytes_needed(slots, segment_slots))
+    table = SlotTable(memory, slots, create=True, segment_slots=segment_slots)
     table.join(joined)
     table.add(0, slots if there is None else there)
     return table
 
 
-def take(table: SlotTable, count: int) -> npt.NDArray[np.int64]:
+def take(table: SlotTable, count: int, kind: int = 0) -> npt.NDArray[np.int64]:
     slots = np.full(count, -7, dtype=np.int64)
-    return slots[: table.take(slots)]
+    return slots[: table.take(slots, kind)]
 
 
 def publish(table: SlotTable, slots: Array, ids: Array, stamp: int = 0) -> list[int]:
@@ -175,6 +176,55 @@ def test_whole_ranges() -> None:
     assert take(table, 100).tolist() == list(range(30, 70))
 
 
+def test_slots_of_several_kinds() -> None:
+    """Who asks for a kind gets no other one, however many are free; a segment may come back as another kind."""
+    table = make(700, there=0, segment_slots=70)
+    for segment, kind in ((0, 3), (1, 5), (2, 3)):
+        table.add(70 * segment, 70, kind)
+    assert not len(take(table, 10))
+    assert take(table, 80, 5).tolist() == list(range(70, 140))
+    mine = take(table, 500, 3)
+    assert mine.tolist() == [*range(70), *range(140, 210)]
+    table.give(mine[5:8])
+    assert not len(take(table, 1, 5))
+    assert take(table, 2, 3).tolist() == [5, 6]
+    table.clear(70, 70)
+    table.add(70, 70, 3)
+    assert take(table, 100, 3).tolist() == [7, *range(70, 140)]
+
+
+def test_free_slots_of_a_kind_are_found_after_a_repair() -> None:
+    table = make(100, there=0, segment_slots=10)
+    table.add(50, 10, 31)
+    take(table, 10, 31)
+    assert table.repair(None) == 10
+    assert take(table, 20, 31).tolist() == list(range(50, 60))
+
+
+def distrusted(table: SlotTable, slots: Array) -> list[int]:
+    out = np.full(len(slots), 9, dtype=np.uint8)
+    table.distrusted(slots, out)
+    return out.tolist()
+
+
+def test_what_a_failed_sync_may_have_lost() -> None:
+    """It is told of what was in the slots then, and of nothing that comes after that."""
+    table, ids = make(20), block_ids(range(4))
+    mine = take(table, 6)
+    publish(table, mine[:4], ids)
+    table.distrust(0, 20)
+    assert distrusted(table, np.arange(-1, 21)) == [0, *(1,) * 6, *(0,) * 14, 0]
+    slots, words = find(table, ids[:2])
+    withdraw(table, slots, words)
+    table.give(slots[:1])
+    table.give(mine[4:5])
+    assert distrusted(table, mine) == [0, 0, 1, 1, 1, 1]
+    assert take(table, 2).tolist() == [0, 4]
+    assert distrusted(table, mine) == [0, 0, 1, 1, 0, 1]
+    publish(table, mine[5:], block_ids([9]))
+    assert distrusted(table, mine[5:]) == [1], "it was on its way"
+
+
 # ---- several
 
 
@@ -289,17 +339,24 @@ class Model(RuleBasedStateMachine):
 
     ids = block_ids(range(40))
 
-    @initialize(slots=st.integers(1, 24))
-    def begin(self, slots: int) -> None:
-        self.table = make(slots)
+    @initialize(slots=st.integers(1, 24), segment_slots=st.integers(1, 24), kinds=st.integers(1, 3))
+    def begin(self, slots: int, segment_slots: int, kinds: int) -> None:
+        self.segment_slots, self.kinds = min(slots, segment_slots), kinds
+        self.table = make(slots, there=0, segment_slots=self.segment_slots)
+        for first in range(0, slots, self.segment_slots):
+            self.table.add(first, min(self.segment_slots, slots - first), self.kind(first))
         self.stored: dict[int, int] = {}
         self.taken: set[int] = set()
         self.bad: set[int] = set()
 
-    @rule(count=st.integers(0, 10))
-    def take(self, count: int) -> None:
-        free = [at for at in range(self.table.slots) if at not in {*self.taken, *self.bad, *self.stored.values()}]
-        mine = take(self.table, count).tolist()
+    def kind(self, slot: int) -> int:
+        return slot // self.segment_slots % self.kinds
+
+    @rule(count=st.integers(0, 10), kind=st.integers(0, 3))
+    def take(self, count: int, kind: int) -> None:
+        used = {*self.taken, *self.bad, *self.stored.values()}
+        free = [at for at in range(self.table.slots) if at not in used and self.kind(at) == kind]
+        mine = take(self.table, count, kind).tolist()
         assert len(mine) == min(count, len(free)) and set(mine) <= set(free)
         self.taken |= set(mine)
 
@@ -360,12 +417,17 @@ def test_the_memory_must_be_right() -> None:
     for wrong in (0, -1, 2**28 + 1):
         with pytest.raises(ValueError, match="slots"):
             SlotTable(bytearray(100), wrong)
-    memory = bytearray(SlotTable.bytes_needed(100))
+    memory = bytearray(SlotTable.bytes_needed(100, 25))
     SlotTable(memory, 100, create=True)
-    with pytest.raises(ValueError, match="a table of 100 slots, must be 90"):
+    with pytest.raises(ValueError, match="a table of 100 slots in segments of 100, must be 90 and 90"):
         SlotTable(memory, 90)
+    with pytest.raises(ValueError, match="in segments of 100, must be 100 and 25"):
+        SlotTable(memory, 100, segment_slots=25)
+    for wrong in (-1, 101):
+        with pytest.raises(ValueError, match="segment_slots"):
+            SlotTable(memory, 100, segment_slots=wrong)
     memory[8] = 9
-    with pytest.raises(ValueError, match="a table of version 9, must be 1"):
+    with pytest.raises(ValueError, match="a table of version 9, must be 2"):
         SlotTable(memory, 100)
     memory[0] ^= 1
     with pytest.raises(ValueError, match="no table"):
@@ -390,9 +452,12 @@ def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="ids: 31 bytes"):
         table.prefix(bytes(31))
     for first, count in ((0, 11), (11, 0), (9, 2), (1, 2**64 - 1)):
-        for verb in (table.add, table.seize, table.clear):
+        for verb in (table.add, table.seize, table.clear, table.distrust):
             with pytest.raises(ValueError, match="there are 10 slots"):
                 verb(first, count)
+    for call in (lambda: table.add(0, 1, 32), lambda: take(table, 1, 32)):
+        with pytest.raises(ValueError, match="kind: 32"):
+            call()
     with pytest.raises(ValueError, match="there are 10 slots"):
         scan(table, 5, 6)
     for wrong in (0, 256, -2):

@@ -60,6 +60,10 @@ class EncodedReading(Generic[PlaceT]):
 class EncodedBlockLoader(BlockLoader[PlaceT]):
     """Brings batches of decoded bytes, and of encoded ones. A subclass says where blocks lie, as for `BlockLoader`."""
 
+    def _stored_bytes(self, place: PlaceT) -> I64:
+        """Return how long each block may be where it lies, header and all: int64, shape (n,) or (1,) for all alike."""
+        return np.full(1, self._layout.file_bytes)
+
     async def load_encoded(self, batch: Batch) -> None:
         """Read the blocks of `batch`, whole ones, into its memory, and fill in its `encoded` part.
 
@@ -103,7 +107,7 @@ class EncodedBlockLoader(BlockLoader[PlaceT]):
         vectors = np.zeros((len(reading.rows), 2), dtype=rq.IOVEC)
         vectors["address"][:, 0], vectors["length"][:, 0] = bases, layout.header_bytes
         vectors["address"][:, 1] = batch.addresses[reading.rows, 0]
-        vectors["length"][:, 1] = layout.file_bytes - layout.header_bytes
+        vectors["length"][:, 1] = self._stored_bytes(reading.place) - layout.header_bytes
         reads = rq.new_requests(len(reading.rows))
         reads["opcode"] = rq.OP_READV
         reads["address"] = addresses_of(vectors)

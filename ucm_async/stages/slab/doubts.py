@@ -86,4 +86,5 @@ class Doubts:
     def _put_ends(self, backend: I64, slots: I64, chains: rq.Requests) -> object:
         chains["fd"][:, 1] = self._slabs.descriptors(backend, slots)
         chains["offset"][:, 1] = self._slabs.offsets(backend, slots)
+        chains["length"][:, 1] = self._slabs.lengths(backend, slots)
         return None

@@ -24,7 +24,7 @@ from .syncing import Syncs
 
 __all__ = ["Dumper", "TakeSlots"]
 
-TakeSlots = Callable[[int, int, float], Awaitable[tuple[I64, int]]]
+TakeSlots = Callable[[int, int, int, float], Awaitable[tuple[I64, int]]]
 """See `Room.take`."""
 
 
@@ -108,14 +108,21 @@ class Dumper(BlockDumper[Place]):
         async with nullcontext() if writing.completes.all() else self._turn:
             await self._take_slots(writing)
         await self._slabs.refresh()
+        fine = np.flatnonzero(writing.failed == 0)
+        room = self._slabs.lengths(writing.place.backend[fine], self._slots(writing, fine))
+        needed = self._writes.file_bytes[writing.entries[fine]]
+        # Shards that come one at a time have the largest slot from the first on, so no block outgrows its slot.
+        assert (room >= needed).all(), "a block would be written over its neighbour"
 
     async def _take_slots(self, writing: Writing[Place]) -> None:
         backend = writing.place.backend
+        kinds = self._slabs.kinds_for(self._writes.file_bytes[writing.entries])
         new = self._writes.slot[writing.entries] < 0
         writing.failed[self._slabs.dead[backend]] = errno.EIO
-        for position in np.flatnonzero(np.bincount(backend[new & (writing.failed == 0)])).tolist():
-            groups = np.flatnonzero(new & (backend == position))
-            taken, why = await self._take(position, len(groups), writing.batch.patience_s())
+        new &= writing.failed == 0
+        for position, kind in sorted(set(zip(backend[new].tolist(), kinds[new].tolist(), strict=True))):
+            groups = np.flatnonzero(new & (backend == position) & (kinds == kind))
+            taken, why = await self._take(position, kind, len(groups), writing.batch.patience_s())
             self._writes.slot[writing.entries[groups[: len(taken)]]] = np.sort(taken)  # neighbours become one write
             writing.failed[groups[len(taken) :]] = why
             self.transfer.counts["refused"] += len(groups) - len(taken)

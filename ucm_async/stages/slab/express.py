@@ -23,7 +23,7 @@ class ExpressLoads(BlockExpress):
         self._touch = touch
 
     def _aim(self, chain: ExpressChain) -> bool:
-        found = None if self._slabs.stale else self._slabs.place_one(chain.ids)
+        found = self._slabs.place_one(chain.ids)
         if found is None:
             return False
         chain.place, fd, offset = found

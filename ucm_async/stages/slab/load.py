@@ -65,7 +65,10 @@ class Loader(EncodedBlockLoader[Place]):
 
     def _aim(self, place: Place, reads: rq.Requests, owner: I64) -> None:
         reads["fd"] = place.fds[owner]
-        reads["offset"] += self._slabs.offsets(place.backend, place.slots)[owner]
+        reads["offset"] += place.offsets[owner]
+
+    def _stored_bytes(self, place: Place) -> I64:
+        return place.lengths
 
     def _present(self, reading: Located[Place]) -> I64:
         place = reading.place

@@ -2,10 +2,11 @@
 
 ::
 
-    header      8 words: magic, version, ready, bytes of a slot, slots of a segment, segments there can be, changes,
-                1 if what the table was filled with may be torn
+    header      8 words: magic, version, ready, slots of a segment, segments there can be, changes, 1 if what the table
+                was filled with may be torn, nothing
     owners      256 bytes: 1 for each number that a store has, or had when it died
     segments    a word each: 0 if it is not there, else a number that it got when it was made, and no other one has
+    kinds       a byte each: the class of its slots
     table       of slots, see `ucm_async.native.SlotTable`
 
 The memory lives as long as one of the stores, or until the machine is restarted. Who opens or closes a store, or makes
@@ -36,12 +37,12 @@ from .layout import SlabGeometry
 __all__ = ["LOCK_PATIENCE_S", "OWNERS_MAX", "SlabMemory"]
 
 MAGIC: Final = int.from_bytes(b"UCMSLABT", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 OWNERS_MAX: Final = 254
 REMOVER: Final = 255
 """Owner of the slots of a segment that is being removed, whichever store does that: one at a time."""
 
-_MAGIC, _VERSION, _READY, _SLOT_BYTES, _SLOTS, _SEGMENTS, _CHANGES, _DOUBTFUL = range(8)
+_MAGIC, _VERSION, _READY, _SLOTS, _SEGMENTS, _CHANGES, _DOUBTFUL = range(7)
 _OWNERS_AT: Final = 64
 _SEGMENTS_AT: Final = _OWNERS_AT + 256
 
@@ -57,7 +58,7 @@ POLL_S: Final = 0.002
 
 
 def _table_at(segments: int) -> int:
-    return -(-(_SEGMENTS_AT + 8 * segments) // 64) * 64
+    return -(-(_SEGMENTS_AT + 9 * segments) // 64) * 64
 
 
 class SlabMemory:
@@ -76,13 +77,15 @@ class SlabMemory:
     Attributes
     ----------
     geometry
-        Of the segments, as who made the memory chose it.
+        Of the segments: the classes that were given, and as many slots as who made the memory chose.
     segments_max
         How many segments there can be.
     table
         The slots.
     present
         uint64, shape (segments_max,): the number of each segment, 0 if it is not there.
+    kinds
+        uint8, shape (segments_max,): the classes of those that are there.
     number
         Which owner this store is, 0 before `join`.
     """
@@ -91,6 +94,7 @@ class SlabMemory:
     segments_max: int
     table: SlotTable
     present: U64
+    kinds: U8
 
     def __init__(self, system: System, path: Path) -> None:
         self._path = path
@@ -165,7 +169,8 @@ class SlabMemory:
         OSError
             There is no room for the memory, or it cannot be seen from here.
         """
-        shared, nbytes = self._memory(), _table_at(segments_max) + SlotTable.bytes_needed(segments_max * geometry.slots)
+        needed = SlotTable.bytes_needed(segments_max * geometry.slots, geometry.slots)
+        shared, nbytes = self._memory(), _table_at(segments_max) + needed
         new = shared.attach(nbytes)
         if not new and not self._is_whole():
             if not shared.last:
@@ -175,23 +180,25 @@ class SlabMemory:
             new = shared.attach(nbytes)
         if new:
             words = np.frombuffer(self._memory().memory, dtype=np.int64, count=8)
-            words[:_CHANGES] = (MAGIC, VERSION, 0, geometry.slot_bytes, geometry.slots, segments_max)
-        self._look_at(new)
+            words[:_CHANGES] = (MAGIC, VERSION, 0, geometry.slots, segments_max)
+        self._look_at(geometry, new)
         return new
 
     def _is_whole(self) -> bool:
         words = np.frombuffer(self._memory().memory, dtype=np.int64, count=8)
         return bool(words[: _READY + 1].tolist() == [MAGIC, VERSION, 1])
 
-    def _look_at(self, new: bool) -> None:
+    def _look_at(self, geometry: SlabGeometry, new: bool) -> None:
         memory = self._memory().memory
         self._words = words = np.frombuffer(memory, dtype=np.int64, count=8)
-        self.geometry = SlabGeometry(int(words[_SLOT_BYTES]), int(words[_SLOTS]))
+        self.geometry = SlabGeometry(geometry.sizes, int(words[_SLOTS]))
         self.segments_max = segments = int(words[_SEGMENTS])
         self._owners = np.frombuffer(memory, dtype=np.uint8, count=256, offset=_OWNERS_AT)
         self.present = np.frombuffer(memory, dtype=np.uint64, count=segments, offset=_SEGMENTS_AT)
-        view, slots = memoryview(memory)[_table_at(segments) :], segments * self.geometry.slots
-        self.table, self._remover = SlotTable(view, slots, new), SlotTable(view, slots)
+        self.kinds = np.frombuffer(memory, dtype=np.uint8, count=segments, offset=_SEGMENTS_AT + 8 * segments)
+        view, per = memoryview(memory)[_table_at(segments) :], self.geometry.slots
+        self.table = SlotTable(view, segments * per, new, per)
+        self._remover = SlotTable(view, segments * per, segment_slots=per)
 
     def ready(self, *, doubtful: bool) -> None:
         """Say that the table is filled; with blocks that may be torn, if it is `doubtful`."""
@@ -241,6 +248,7 @@ class SlabMemory:
         shared, self._shared, self.number = self._shared, None, 0
         if shared is not None:
             self._words, self._owners, self.present = _NO_WORDS, _NO_BYTES, _NO_WORDS.view(np.uint64)
+            self.kinds = _NO_BYTES
             if hasattr(self, "table"):
                 del self.table, self._remover
             shared.close()
@@ -298,8 +306,9 @@ class SlabMemory:
         self._removing = False
         self._memory().unlock(_OWNER_LOCKS + REMOVER)
 
-    def came(self, segment: int) -> None:
-        """Say that a segment is there. The lock is held."""
+    def came(self, segment: int, kind: int) -> None:
+        """Say that a segment of a class is there. The lock is held."""
+        self.kinds[segment] = kind
         self._words[_CHANGES] += 1
         self.present[segment] = self._words[_CHANGES]
 

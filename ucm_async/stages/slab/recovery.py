@@ -23,7 +23,7 @@ from ...native import SlotTable
 from ...types import I64, U8, Bools
 from .layout import GONE, SlabGeometry
 
-__all__ = ["Headers", "drop_bad_twins", "fill", "name_bad", "read_headers"]
+__all__ = ["Headers", "OpenSegment", "drop_bad_twins", "fill", "name_bad", "read_headers"]
 
 _log = logging.getLogger("ucm_async.slab")
 
@@ -36,6 +36,15 @@ ATTEMPT_PAUSE_S: Final = 0.002
 
 NAMED_MAX: Final = 10
 """So many bad headers are named in the log; the rest are only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSegment:
+    """A segment that is read: its number, the class of its slots, and an open descriptor."""
+
+    number: int
+    kind: int
+    fd: int
 
 
 @dataclass(slots=True)
@@ -61,7 +70,7 @@ class Headers:
 
 
 async def read_headers(
-    segments: Sequence[tuple[int, int]],
+    segments: Sequence[OpenSegment],
     geometry: SlabGeometry,
     layout: BlockLayout,
     namespace: bytes,
@@ -73,7 +82,7 @@ async def read_headers(
     Parameters
     ----------
     segments
-        Number and open descriptor of each, in ascending order.
+        By number, in ascending order.
     geometry, layout, namespace
         What is expected.
     transfer
@@ -83,8 +92,8 @@ async def read_headers(
     """
     total = len(segments) * geometry.slots
     work = [
-        (fd, geometry.first(number) + np.arange(start, min(start + BATCH_SLOTS, geometry.slots)))
-        for number, fd in segments
+        (segment, geometry.first(segment.number) + np.arange(start, min(start + BATCH_SLOTS, geometry.slots)))
+        for segment in segments
         for start in range(0, geometry.slots, BATCH_SLOTS)
     ]
     found: list[Headers | None] = [None] * len(work)
@@ -93,8 +102,8 @@ async def read_headers(
 
     async def read_some() -> None:
         nonlocal done
-        for turn, (fd, slots) in turns:
-            found[turn] = await _read_batch(fd, slots, geometry, layout, namespace, transfer)
+        for turn, (segment, slots) in turns:
+            found[turn] = await _read_batch(segment, slots, geometry, layout, namespace, transfer)
             done += len(slots)
             if on_progress is not None:
                 on_progress("slots read", done, total)
@@ -111,15 +120,20 @@ async def read_headers(
 
 
 async def _read_batch(
-    fd: int, slots: I64, geometry: SlabGeometry, layout: BlockLayout, namespace: bytes, transfer: Transfer
+    segment: OpenSegment,
+    slots: I64,
+    geometry: SlabGeometry,
+    layout: BlockLayout,
+    namespace: bytes,
+    transfer: Transfer,
 ) -> Headers:
     heads = await transfer.heads.lease(len(slots))
     try:
         table = rq.new_requests(2 * len(slots)).reshape(-1, 2)
         reads, sums = table.T
         reads["opcode"] = rq.OP_READ
-        reads["fd"] = fd
-        reads["offset"] = geometry.offset(slots)
+        reads["fd"] = segment.fd
+        reads["offset"] = geometry.offset(slots, segment.kind)
         reads["address"] = transfer.heads.address(heads)
         reads["length"] = layout.header_bytes
         sums["opcode"] = rq.OP_CHECKSUM | rq.FLAG_IF_WELL
@@ -137,9 +151,8 @@ async def _read_batch(
         got = reads["result"]
         pages = transfer.heads.view()[heads, : used_bytes(layout.shards)]
         read = got >= 0
-        found = _judge(
-            pages[read], slots[read], got[read] == layout.header_bytes, sums["result"][read], layout, namespace
-        )
+        whole, room = got[read] == layout.header_bytes, geometry.sizes[segment.kind]
+        found = _judge(pages[read], slots[read], whole, sums["result"][read], room, layout, namespace)
         found.unreadable = slots[~read]
         return found
     finally:
@@ -147,7 +160,7 @@ async def _read_batch(
 
 
 async def drop_bad_twins(
-    found: Headers, fds: dict[int, int], geometry: SlabGeometry, namespace: bytes, transfer: Transfer
+    found: Headers, segments: Sequence[OpenSegment], geometry: SlabGeometry, namespace: bytes, transfer: Transfer
 ) -> None:
     """Of blocks that several slots claim to hold, leave out the copies that are damaged. Such blocks are few.
 
@@ -159,13 +172,15 @@ async def drop_bad_twins(
     if not len(twins):
         return
     keep = np.ones(len(found.ids), dtype=np.bool_)
-    arena = await Arena.create(geometry.slot_bytes, 1)
+    by_number = {segment.number: segment for segment in segments}
+    arena = await Arena.create(geometry.sizes[-1], 1)
     try:
         for at in twins.tolist():
-            slot = int(found.slots[at])
+            slots = found.slots[at : at + 1]
+            segment = by_number[int(slots[0]) // geometry.slots]
             read = rq.new_requests(1)
-            read["opcode"], read["fd"] = rq.OP_READ, fds[slot // geometry.slots]
-            read["offset"], read["length"] = geometry.offset(found.slots[at : at + 1]), geometry.slot_bytes
+            read["opcode"], read["fd"] = rq.OP_READ, segment.fd
+            read["offset"], read["length"] = geometry.offset(slots, segment.kind), geometry.sizes[segment.kind]
             read["address"] = arena.base
             await completed(transfer.engine.submit(read, 1))
             content = arena.view()[0, : max(0, int(read["result"][0]))]
@@ -175,12 +190,14 @@ async def drop_bad_twins(
     found.slots, found.ids = found.slots[keep], found.ids[keep]
 
 
-def _judge(pages: U8, slots: I64, whole: Bools, sums: I64, layout: BlockLayout, namespace: bytes) -> Headers:
+def _judge(
+    pages: U8, slots: I64, whole: Bools, sums: I64, slot_bytes: int, layout: BlockLayout, namespace: bytes
+) -> Headers:
     """Tell slots that hold a block from those that hold none, and from those that hold something else."""
     head = pages[:, : HEADER.itemsize].view(HEADER)[:, 0]
     ids = np.ascontiguousarray(head["block_id"])
-    everything = np.full(len(ids), layout.file_bytes)
-    check = check_encoded_headers(layout, pages, ids, namespace, sums, everything)  # which takes plain ones, too
+    room = np.full(len(ids), slot_bytes)
+    check = check_encoded_headers(layout, pages, ids, namespace, sums, room)  # which takes plain ones, too
     good = check.good & whole
     empty = (head["magic"] == GONE) | ~pages.any(axis=1)
     bad = {int(slots[i]): check.why.get(i, "it is cut short") for i in np.flatnonzero(~good & ~empty).tolist()}
@@ -196,15 +213,17 @@ def name_bad(found: Headers, where: str) -> str:
     return f"{where}: {len(bad)} slots hold no block and are not empty ({first}{more}){unread}"
 
 
-def fill(table: SlotTable, geometry: SlabGeometry, segments: Sequence[int], found: Headers) -> int:
-    """Enter segments, and what is stored in them, into a table that has neither. Blocks; returns the blocks.
+def fill(table: SlotTable, geometry: SlabGeometry, kinds: dict[int, int], found: Headers) -> int:
+    """Enter segments, by number and class, and what is stored in them, into a table that has neither.
+
+    Blocks; returns the blocks.
 
     Of two slots with one block, the lower one counts. What cannot be read is not used.
     """
     slots, ids, stored = found.slots, found.ids, 0
-    for segment in segments:
+    for segment, kind in kinds.items():
         first = geometry.first(segment)
-        table.add(first, geometry.slots)
+        table.add(first, geometry.slots, kind)
         table.seize(first, geometry.slots)
         part = slice(*np.searchsorted(slots, (first, first + geometry.slots)).tolist())
         mine = np.ascontiguousarray(slots[part])

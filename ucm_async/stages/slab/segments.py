@@ -17,7 +17,15 @@ from ...engines.chains import addresses_of
 from ...engines.waits import completed
 from ...types import U8
 from .backend import HOME, SlabBackend
-from .layout import PAGE_BYTES, SlabGeometry, check_segment, pack_segment, segment_name, segment_number
+from .layout import (
+    PAGE_BYTES,
+    SegmentPage,
+    SlabGeometry,
+    check_segment,
+    pack_segment,
+    segment_name,
+    segment_number,
+)
 
 __all__ = ["NEW_NAME", "FoundSegment", "SegmentFiles"]
 
@@ -33,17 +41,14 @@ class FoundSegment:
     ----------
     number
         Of the segment.
-    geometry
-        As its first page tells it; None if that is damaged.
-    why
-        What is wrong with the first page, empty if nothing is.
+    page
+        What its first page says.
     nbytes
         Length of the file; -1 if even that is not known.
     """
 
     number: int
-    geometry: SlabGeometry | None
-    why: str
+    page: SegmentPage
     nbytes: int
 
 
@@ -56,14 +61,14 @@ class SegmentFiles:
         Whose they are.
     namespace
         Fingerprint, 16 bytes.
-    slot_bytes
-        Of a slot.
+    sizes
+        Bytes of slots, by class.
     """
 
-    def __init__(self, backend: SlabBackend, namespace: bytes, slot_bytes: int) -> None:
+    def __init__(self, backend: SlabBackend, namespace: bytes, sizes: tuple[int, ...]) -> None:
         self._backend = backend
         self._namespace = namespace
-        self._slot_bytes = slot_bytes
+        self._sizes = sizes
 
     def path(self, number: int) -> Path:
         """Return the path of a segment."""
@@ -93,16 +98,16 @@ class SegmentFiles:
         for i, number in enumerate(numbers):
             got, size = int(reads["result"][i]), int(stats["result"][i])
             if got < 0 or size < 0:
-                why = f"it cannot be read: {os.strerror(-min(got, size))}"
-                found.append(FoundSegment(number, None, why, max(size, -1)))
-                continue
-            page = pages[i, :got].tobytes()
-            found.append(FoundSegment(number, *check_segment(page, self._slot_bytes, self._namespace, number), size))
+                page = SegmentPage(0, 0, f"it cannot be read: {os.strerror(-min(got, size))}")
+            else:
+                page = check_segment(pages[i, :got].tobytes(), self._sizes, self._namespace, number)
+            found.append(FoundSegment(number, page, max(size, -1)))
         return found
 
-    async def create(self, geometry: SlabGeometry, number: int, pool: Engine) -> int:
-        """Make a segment, its name on the medium: 0 or the errno of what failed; nothing is there then."""
-        page, zeros, names = self._pages(geometry, number)
+    async def create(self, geometry: SlabGeometry, kind: int, number: int, pool: Engine) -> int:
+        """Make a segment of a class, its name on the medium: 0 or the errno of what failed; nothing is there then."""
+        page, zeros, names = self._pages(geometry, kind, number)
+        nbytes = geometry.segment_bytes(kind)
         requests = rq.new_requests(7)
         requests["opcode"] = [
             rq.OP_OPEN,
@@ -118,10 +123,10 @@ class SegmentFiles:
         requests["address"][[0, 6]] = addresses_of(names)[0]
         requests["offset"][0] = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         requests["length"][0] = 0o644
-        requests["length"][1] = geometry.segment_bytes
+        requests["length"][1] = nbytes
         requests["address"][2:4] = page.ctypes.data, zeros.ctypes.data
         requests["length"][2:4] = PAGE_BYTES
-        requests["offset"][3] = geometry.segment_bytes - PAGE_BYTES
+        requests["offset"][3] = nbytes - PAGE_BYTES
         requests["offset"][6] = addresses_of(names)[1]  # a file that is there already is none of a segment
         failed = await self._run(requests, pool)
         if not failed:
@@ -130,17 +135,18 @@ class SegmentFiles:
             await self.remove_new(pool)
         return failed
 
-    def _pages(self, geometry: SlabGeometry, number: int) -> tuple[U8, U8, U8]:
-        page = np.frombuffer(pack_segment(geometry, self._namespace, number), dtype=np.uint8)
+    def _pages(self, geometry: SlabGeometry, kind: int, number: int) -> tuple[U8, U8, U8]:
+        content = pack_segment(geometry.slots, geometry.sizes[kind], self._namespace, number)
+        page = np.frombuffer(content, dtype=np.uint8)
         names = np.stack([_path(NEW_NAME), _path(segment_name(number))])
         return page, np.zeros(PAGE_BYTES, dtype=np.uint8), names
 
-    async def mend(self, geometry: SlabGeometry, number: int, pool: Engine) -> int:
+    async def mend(self, geometry: SlabGeometry, kind: int, number: int, pool: Engine) -> int:
         """Give a segment its length and its first page again: 0 or the errno of what failed.
 
         Nothing is synced: if that failed, the kernel would forget what else it has not written of the segment.
         """
-        page, _, names = self._pages(geometry, number)
+        page, _, names = self._pages(geometry, kind, number)
         requests = rq.new_requests(4)
         requests["opcode"] = [
             rq.OP_OPEN,
@@ -151,7 +157,7 @@ class SegmentFiles:
         requests["fd"][0] = self._backend.dirfd
         requests["address"][0] = addresses_of(names)[1]
         requests["offset"][0] = os.O_WRONLY | os.O_CLOEXEC
-        requests["length"][1] = geometry.segment_bytes
+        requests["length"][1] = geometry.segment_bytes(kind)
         requests["address"][2] = page.ctypes.data
         requests["length"][2] = PAGE_BYTES
         return await self._run(requests, pool)

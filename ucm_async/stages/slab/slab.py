@@ -21,9 +21,9 @@ from ...native import SlotTable
 from ...types import BLOCK_ID_BYTES, I64, U8
 from .backend import SlabBackend
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, pack_checkpoint, unpack_checkpoint
-from .layout import SlabGeometry
+from .layout import SlabGeometry, slot_sizes
 from .memory import SlabMemory
-from .recovery import Headers, drop_bad_twins, fill, name_bad, read_headers
+from .recovery import Headers, OpenSegment, drop_bad_twins, fill, name_bad, read_headers
 from .segments import FoundSegment, SegmentFiles
 
 __all__ = ["STORED", "TAKEN", "Slab"]
@@ -34,6 +34,9 @@ LOCK_NAME: Final = "lock"
 
 UNBOUNDED_SLOTS: Final = 1 << 20
 """Slots of a backend where no bound is set: the table takes 50 bytes of shared memory for each."""
+
+SHRINKS_MAX: Final = 4
+"""Below a stage that encodes, the table has room for so many times the blocks that have room as they are."""
 
 OPEN_PATIENCE_S: Final = 120.0
 """So long opening waits while another store opens, which may have to read every header."""
@@ -54,7 +57,9 @@ class Slab:
     config
         Of the store.
     layout
-        Of a block; a slot has the bytes of its file.
+        Of a block; the largest slots have the bytes of its file.
+    encoded
+        Whether the stage above encodes, so that there may be more blocks than have room as they are.
 
     Attributes
     ----------
@@ -64,18 +69,23 @@ class Slab:
         Of the segments.
     geometry
         Of the segments, once it is open.
+    whole_slots
+        How many blocks have room as they are, once it is open.
     recovered
         Where the index came from: "memory", "checkpoint", "headers", or "nothing" for an empty directory.
     dropped
         Slots that held no block and were not empty, when headers were read.
     """
 
-    def __init__(self, backend: SlabBackend, config: StoreConfig, layout: BlockLayout) -> None:
+    def __init__(self, backend: SlabBackend, config: StoreConfig, layout: BlockLayout, *, encoded: bool) -> None:
         self.backend = backend
         self._config = config
         self._layout = layout
         self._namespace = config.namespace_fingerprint()
-        self.files = SegmentFiles(backend, self._namespace, layout.file_bytes)
+        self._sizes = slot_sizes(layout)
+        self._shrinks = SHRINKS_MAX if encoded else 1
+        self.files = SegmentFiles(backend, self._namespace, self._sizes)
+        self.whole_slots = 0
         self.recovered = ""
         self.dropped = 0
         self._dead: dict[int, float] = {}
@@ -121,6 +131,7 @@ class Slab:
     async def _join(self, transfer: Transfer, on_progress: OnProgress | None) -> None:
         memory = self.memory
         found = await self.files.survey(transfer.pool)
+        self._refuse_others(found)
         geometry, segments_max = await asyncio.to_thread(self._plan, found)
         new = await asyncio.to_thread(memory.attach, geometry, segments_max)
         try:
@@ -136,41 +147,54 @@ class Slab:
                 await asyncio.to_thread(memory.remove)
             raise
 
+    def _refuse_others(self, found: list[FoundSegment]) -> None:
+        """Leave segments alone that another version of the format has written, whatever is damaged besides."""
+        for one in found:
+            if one.page.version:
+                raise ConfigError(
+                    f"storage_backends: {str(self.files.path(one.number))!r}: {one.page.why}; "
+                    "use the version that wrote it, or remove the directory: it is a cache"
+                )
+
     def _plan(self, found: list[FoundSegment]) -> tuple[SlabGeometry, int]:
         """Choose what the table is made for, if it must be made. Blocks."""
         config, there = self._config, sum(one.nbytes for one in found)
         bounds = [bound for bound in (config.posix_capacity_gb, config.namespace_quota_gb) if bound]
         space = int(min(bounds) * (1 << 30)) if bounds else self.backend.system.free_bytes(self.backend.root) + there
-        slot_bytes = self._layout.file_bytes
-        geometry = next((one.geometry for one in found if one.geometry), None)
-        if geometry is None:  # the first pages are damaged, or there are none
-            longest = max((one.nbytes for one in found), default=0)
-            geometry = SlabGeometry.of_file(slot_bytes, longest) or SlabGeometry.for_space(slot_bytes, space)
-        segments = max(1, space // geometry.segment_bytes)
+        slots = next((one.page.slots for one in found if one.page.slots), 0)
+        if slots:
+            geometry = SlabGeometry(self._sizes, slots)
+        else:  # the first pages are damaged, or there are none
+            lengths = [one.nbytes for one in found if one.nbytes > 0]
+            geometry = SlabGeometry.of_files(self._sizes, lengths) or SlabGeometry.for_space(self._sizes, space)
+        segments = max(1, space // geometry.segment_bytes(geometry.largest))
+        self.whole_slots = segments * geometry.slots
+        segments *= self._shrinks
         if not bounds:  # others may free some of the file system, and it is what says that there is no more
             segments = min(2 * segments + 1, max(1, UNBOUNDED_SLOTS // geometry.slots))
         return geometry, max(segments, *(one.number + 1 for one in found), 1) if found else segments
 
     async def _recover(self, found: list[FoundSegment], transfer: Transfer, on_progress: OnProgress | None) -> float:
         """Fill a new table; returns when what it is filled with was last known to be right."""
-        found = await self._mend(found, transfer)
-        numbers = [one.number for one in found]
+        kinds = await self._mend(found, transfer)
         checkpoint, since_s = await asyncio.to_thread(self._take_checkpoint)
-        if checkpoint is not None and self._fits(checkpoint, numbers):
+        if checkpoint is not None and self._fits(checkpoint, kinds):
             stored, self.recovered = Headers(checkpoint.slots, checkpoint.ids), "checkpoint"
             since_s = 0.0 if checkpoint.doubtful else since_s
         else:
-            stored, since_s = await self._read(numbers, transfer, on_progress), 0.0
-            self.recovered = "headers" if numbers else "nothing"
-        count = await asyncio.to_thread(fill, self.table, self.geometry, numbers, stored)
-        for number in numbers:
-            self.memory.came(number)
-        if numbers:
+            stored, since_s = await self._read(kinds, transfer, on_progress), 0.0
+            self.recovered = "headers" if kinds else "nothing"
+        count = await asyncio.to_thread(fill, self.table, self.geometry, kinds, stored)
+        for number, kind in kinds.items():
+            self.memory.came(number, kind)
+        if kinds:
             _log.info("%s: %d blocks, from %s", self.backend.home, count, self.recovered)
-        return since_s if numbers else math.inf
+        return since_s if kinds else math.inf
 
-    def _fits(self, checkpoint: Checkpoint, numbers: list[int]) -> bool:
-        return checkpoint.geometry == self.geometry and checkpoint.segments.tolist() == numbers
+    def _fits(self, checkpoint: Checkpoint, kinds: dict[int, int]) -> bool:
+        sizes = [self.geometry.sizes[kind] for kind in kinds.values()]
+        there = checkpoint.segments.tolist(), checkpoint.slot_bytes.tolist()
+        return checkpoint.segment_slots == self.geometry.slots and there == (list(kinds), sizes)
 
     def _take_checkpoint(self) -> tuple[Checkpoint | None, float]:
         """Read the checkpoint, and remove it for good: what it says is about to become untrue. Blocks.
@@ -184,32 +208,46 @@ class Slab:
         about = system.size_and_time(path)
         system.unlink(path)
         system.sync_directory(self.backend.home)
-        return unpack_checkpoint(content, self._layout.file_bytes, self._namespace), about[1] if about else 0.0
+        return unpack_checkpoint(content, self._namespace), about[1] if about else 0.0
 
-    async def _mend(self, found: list[FoundSegment], transfer: Transfer) -> list[FoundSegment]:
-        """See to segments that a crash left in pieces; returns those that can be used."""
-        nbytes = self.geometry.segment_bytes
-        damaged = [one for one in found if one.geometry != self.geometry or one.nbytes < nbytes]
+    async def _mend(self, found: list[FoundSegment], transfer: Transfer) -> dict[int, int]:
+        """See to segments that a crash left in pieces; returns those that can be used, number -> class."""
+        kinds = {one.number: self._kind(one) for one in found}
+        damaged = [one for one in found if self._damage(one)]
         if damaged and self._config.recover == "strict":
-            told = "; ".join(f"segment {one.number}: {one.why or f'{one.nbytes} of {nbytes} bytes'}" for one in damaged)
+            told = "; ".join(f"segment {one.number}: {self._damage(one)}" for one in damaged)
             raise ConfigError(f"storage_backends: {str(self.backend.home)!r}: {told}; and recover is 'strict'")
         for one in damaged:
-            _log.warning("%s: segment %d: %s", self.backend.home, one.number, one.why or "it was cut short")
+            _log.warning("%s: segment %d: %s", self.backend.home, one.number, self._damage(one))
             if one.nbytes == 0:  # it was being removed
                 failed = await self.files.remove(one.number, transfer.pool)
+                del kinds[one.number]
             else:  # if that fails, its slots speak for themselves
-                failed = await self.files.mend(self.geometry, one.number, transfer.pool)
+                failed = await self.files.mend(self.geometry, kinds[one.number], one.number, transfer.pool)
             if failed:
                 _log.warning("%s: segment %d: %s", self.backend.home, one.number, os.strerror(failed))
-        return [one for one in found if one.nbytes != 0]
+        return kinds
 
-    async def _read(self, numbers: list[int], transfer: Transfer, on_progress: OnProgress | None) -> Headers:
+    def _kind(self, one: FoundSegment) -> int:
+        """Return the class of a segment, as its first page or else its length tells it."""
+        known = one.page.slot_bytes
+        return self._sizes.index(known) if known else self.geometry.kind_of_file(one.nbytes)
+
+    def _damage(self, one: FoundSegment) -> str:
+        """Tell what is wrong with a segment; empty if nothing is."""
+        nbytes = self.geometry.segment_bytes(self._kind(one))
+        if one.page.why or one.nbytes < nbytes:
+            return one.page.why or f"{one.nbytes} of {nbytes} bytes"
+        same = one.page.slots == self.geometry.slots
+        return "" if same else f"it has {one.page.slots} slots, and others have {self.geometry.slots}"
+
+    async def _read(self, kinds: dict[int, int], transfer: Transfer, on_progress: OnProgress | None) -> Headers:
         """Read the header of every slot."""
-        fds = await asyncio.to_thread(self.open_segments, numbers)
+        fds = await asyncio.to_thread(self.open_segments, list(kinds))
         try:
-            segments = list(zip(numbers, fds, strict=True))
+            segments = [OpenSegment(*one, fd) for one, fd in zip(kinds.items(), fds, strict=True)]
             found = await read_headers(segments, self.geometry, self._layout, self._namespace, transfer, on_progress)
-            await drop_bad_twins(found, dict(segments), self.geometry, self._namespace, transfer)
+            await drop_bad_twins(found, segments, self.geometry, self._namespace, transfer)
         finally:
             await asyncio.to_thread(self.close_segments, fds)
         if found.bad or len(found.unreadable):
@@ -282,14 +320,20 @@ class Slab:
         self.memory.remove()
 
     def _write_checkpoint(self) -> None:
-        segments = np.flatnonzero(self.memory.present)
+        memory, segments = self.memory, np.flatnonzero(self.memory.present)
+        sizes = np.array(self.geometry.sizes)[memory.kinds[segments]]
         slots, ids = self.stored(segments.tolist())
         content = pack_checkpoint(
-            Checkpoint(self.geometry, segments, slots, ids, self.memory.doubtful), self._namespace
+            Checkpoint(self.geometry.slots, segments, sizes, slots, ids, memory.doubtful), self._namespace
         )
         self.backend.system.write_whole(self.backend.home / CHECKPOINT_NAME, content)
 
     # ---- what is stored
+
+    def segments_by_size(self) -> dict[int, int]:
+        """Return how many segments there are, by the bytes of their slots."""
+        kinds = self.memory.kinds[self.memory.present != 0]
+        return {self.geometry.sizes[kind]: int((kinds == kind).sum()) for kind in np.unique(kinds).tolist()}
 
     def stored(self, segments: list[int]) -> tuple[I64, U8]:
         """Return the slots of some segments that hold a block, ascending, and the ids. Blocks for milliseconds."""

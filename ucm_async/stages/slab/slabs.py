@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakSet
@@ -16,6 +15,7 @@ from ...abc import Engine
 from ...blocks.spread import choose_backend
 from ...engines import requests as rq
 from ...engines.arena import Arena
+from ...engines.system import current_system
 from ...engines.waits import completed
 from ...space.hotness import EPOCH_S
 from ...types import I64, U8, U64, Bools
@@ -33,7 +33,7 @@ ELSEWHERE: Final = 1
 
 def stamp_now() -> int:
     """Return the time as slots have it: seconds since the beginning of 2025, never 0."""
-    return max(1, int(time.time() - EPOCH_S))
+    return max(1, int(current_system().now() - EPOCH_S))
 
 
 _NO_SLOTS: Final[I64] = np.zeros(0, dtype=np.int64)
@@ -56,6 +56,8 @@ class Place:
         int64 and uint64, shape (g,): slot and word of each, -1 and 0 where there is none; for loads.
     fds
         int32, shape (g,): descriptors of their segments, -1 where that is not open; for loads.
+    offsets, lengths
+        uint64 and int64, shape (g,): where the slots begin in their segments, and their bytes; for loads.
     several
         Bool, shape (g,): blocks that are not written with one request; for dumps.
     epoch
@@ -68,6 +70,8 @@ class Place:
     slots: I64 = field(default_factory=lambda: _NO_SLOTS)
     words: U64 = field(default_factory=lambda: _NO_WORDS)
     fds: npt.NDArray[np.int32] = field(default_factory=lambda: _NO_FDS)
+    offsets: U64 = field(default_factory=lambda: _NO_WORDS)
+    lengths: I64 = field(default_factory=lambda: _NO_SLOTS)
     several: Bools = field(default_factory=lambda: _NO_BOOLS)
 
 
@@ -102,12 +106,13 @@ class Slabs:
         some = next(slab for slab in slabs if slab is not None)
         self._geometry = [slab.geometry if slab is not None else some.geometry for slab in slabs]
         self._slots = np.array([geometry.slots for geometry in self._geometry])
-        self._slot_bytes = some.geometry.slot_bytes
+        self._sizes: I64 = np.array(some.geometry.sizes)  # of one layout, so the same everywhere
         self._one_slot, self._one_word = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.uint64)
         self._needs_buffered = buffered
         self._direct = np.full((len(slabs), widest), -1, dtype=np.int32)
         self._buffered = self._direct.copy() if buffered else self._direct
         self._opened = np.zeros((len(slabs), widest), dtype=np.uint64)  # as `SlabMemory.present`
+        self._slot_bytes: I64 = np.full((len(slabs), widest), self._sizes[-1])
         self._seen = [-1] * len(slabs)
         self._epoch = 0
         self._retired: list[tuple[int, int, Slab]] = []
@@ -130,6 +135,10 @@ class Slabs:
     def geometry(self, backend: int) -> SlabGeometry:
         """Return how the segments of a backend are cut."""
         return self._geometry[backend]
+
+    def kinds_for(self, nbytes: I64) -> I64:
+        """Return the smallest class of slots for blocks of so many bytes, header and all: int64, their shape."""
+        return next(slab for slab in self.slabs if slab is not None).geometry.kinds_for(nbytes)
 
     def slots_of(self, backend: I64) -> I64:
         """Return how many slots a segment of each backend has: int64, the shape of `backend`."""
@@ -168,6 +177,7 @@ class Slabs:
     def _open(self, slab: Slab, position: int, segment: int) -> bool:
         """Open a segment; what cannot be opened is tried again the next time."""
         try:
+            self._slot_bytes[position, segment] = self._sizes[slab.memory.kinds[segment]]
             if self._needs_buffered:
                 (self._buffered[position, segment],) = slab.open_segments([segment], buffered=True)
             (self._direct[position, segment],) = slab.open_segments([segment])
@@ -218,10 +228,22 @@ class Slabs:
         """Find blocks that are to be read; their slots are noted as just asked for."""
         backend = self.choose(ids)
         slots, words = self.find(ids, backend, stamp_now())
-        fds = self._direct[backend, np.maximum(slots, 0) // self._slots[backend]]
-        place = Place(ids, backend, self._epoch, slots, words, np.where(slots >= 0, fds, -1))
+        here = np.maximum(slots, 0)
+        fds = np.where((slots >= 0) & self._is_open(backend, here), self.descriptors(backend, here), -1)
+        offsets, lengths = self.offsets(backend, here), self.lengths(backend, here)
+        place = Place(ids, backend, self._epoch, slots, words, fds, offsets, lengths)
         self._places.add(place)
         return place
+
+    def _is_open(self, backend: I64, slots: I64) -> Bools:
+        """Tell of slots whether the descriptors are those of their segments as they are now: bool, shape (n,)."""
+        if not self.stale:
+            return np.ones(len(slots), dtype=np.bool_)
+        segments = slots // self._slots[backend]
+        opened = self._opened[backend, segments]
+        for slab, rows in self._split(backend):
+            opened[rows] -= slab.memory.present[segments[rows]]
+        return np.asarray(opened == 0)
 
     def place_one(self, ids: U8) -> tuple[Place, int, int] | None:
         """Find one block that is to be read, as `place_to_read` does but without arrays: descriptor and offset, too.
@@ -235,11 +257,11 @@ class Slabs:
         slab.table.find(ids, self._one_slot, self._one_word, stamp_now())
         segment, at = divmod(int(self._one_slot[0]), self._geometry[backend].slots)
         fd = int(self._direct[backend, segment]) if segment >= 0 else -1
-        if fd < 0:
+        if fd < 0 or self.stale:
             return None
         place = Place(ids, np.array([backend]), self._epoch)
         self._places.add(place)
-        return place, fd, PAGE_BYTES + at * self._slot_bytes
+        return place, fd, PAGE_BYTES + at * int(self._slot_bytes[backend, segment])
 
     def place_to_write(self, ids: U8) -> Place:
         """Note that blocks are about to be written."""
@@ -259,8 +281,12 @@ class Slabs:
 
     def offsets(self, backend: I64, slots: I64) -> U64:
         """Return where slots begin in their segments."""
-        offsets = PAGE_BYTES + slots % self._slots[backend] * self._slot_bytes
+        offsets = PAGE_BYTES + slots % self._slots[backend] * self.lengths(backend, slots)
         return np.asarray(offsets.astype(np.uint64))
+
+    def lengths(self, backend: I64, slots: I64) -> I64:
+        """Return the bytes of slots; of those whose segment was never open, of the largest."""
+        return np.asarray(self._slot_bytes[backend, slots // self._slots[backend]])
 
     # ---- the tables
 

@@ -96,7 +96,7 @@ class SlabSpace:
     async def _copy(self, backend: int, slot: int, block_id: bytes) -> int:
         slab, place = self._slabs.slabs[backend], int(self._place[backend])
         assert slab is not None, "a backend that could not be opened has no blocks"
-        nbytes = slab.geometry.slot_bytes
+        nbytes = int(self._slabs.lengths(np.array([backend]), np.array([slot]))[0])
         if not self.manager.reserve(place, nbytes):
             return errno.ENOSPC
         where, slots, failed = np.array([backend]), np.array([slot]), errno.EIO
@@ -176,7 +176,7 @@ class SlabSpace:
         or a file that is none.
         """
         slab = self._by_place[place]
-        nbytes = slab.geometry.segment_bytes
+        nbytes = slab.geometry.segment_bytes(int(slab.memory.kinds[segment]))
         async with self.manager.changing():
             await asyncio.to_thread(slab.memory.clear, segment)
             failed = await slab.files.remove(segment, self._transfer.pool)

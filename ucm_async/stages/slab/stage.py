@@ -122,7 +122,7 @@ class SlabStage(Stage):
     async def _open_slab(self, backend: SlabBackend) -> Slab | None:
         if backend.error:
             return None
-        slab = Slab(backend, self.config, self._layout)
+        slab = Slab(backend, self.config, self._layout, encoded=self.above_encodes)
         try:
             await slab.open(self._transfers[0], self.on_progress)
         except OSError as error:
@@ -140,10 +140,10 @@ class SlabStage(Stage):
         limits = SpaceLimits.of(config).with_marks(1.0, 1.0)
         there = [SpacePlace(one.root.parent, one.root, one.owner, one.fresh) for one in self._backends if not one.error]
         self._manager = space.manager = manager = SpaceManager(limits, there, namespace, space, config.hot_blocks_max)
-        slots = sum(slab.table.slots for slab in self._open_slabs)
+        slots = sum(slab.whole_slots for slab in self._open_slabs)  # which incomplete blocks take
         partial_max = min(config.partial_blocks_max, max(1, slots // PARTIAL_SHARE))
         self._writes = BlockWrites(self._layout.shards, partial_max)
-        self._room = space.room = Room(found, manager, places, dump)
+        self._room = space.room = Room(found, manager, places, dump, space.drop)
         self._loader = Loader(self._layout, namespace, found, manager.touch, space.set_aside, load)
         self._dumper = Dumper(
             self._layout, namespace, found, manager.touch, self._room.take, space.set_aside, dump, self._writes
@@ -270,8 +270,8 @@ class SlabStage(Stage):
                 {
                     "recovered": slab.recovered,
                     "dropped_headers": slab.dropped,
-                    "segment_bytes": slab.geometry.segment_bytes,
-                    "segments": int(np.count_nonzero(slab.memory.present)),
+                    "segment_slots": slab.geometry.slots,
+                    "segments": slab.segments_by_size(),
                     "segments_max": slab.memory.segments_max,
                     "slots": slab.table.counts(),
                 }
@@ -281,6 +281,7 @@ class SlabStage(Stage):
             "evicted": self._room.evicted,
             "segments_made": self._room.grown,
             "segments_dropped": self._space.dropped,
+            "segments_exchanged": self._room.exchanged,
             "partial_blocks": len(self._writes),
             "load": self._loader.transfer.statistics(),
             "dump": self._dumper.transfer.statistics(),

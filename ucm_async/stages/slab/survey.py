@@ -25,7 +25,7 @@ from ...space.survey import DAMAGED, LEFTOVER, STRANGE, Finding, StoredBlock, ac
 from ...types import U8
 from .backend import HOME
 from .checkpoint import CHECKPOINT_NAME
-from .layout import GONE, PAGE_BYTES, SlabGeometry, check_segment, segment_name, segment_number
+from .layout import GONE, PAGE_BYTES, SegmentPage, SlabGeometry, check_segment, segment_name, segment_number
 from .memory import SlabMemory
 from .segments import NEW_NAME
 from .slab import LOCK_NAME, STORED
@@ -52,7 +52,8 @@ class SlabSurvey:
         self.root = root
         self.namespace = str(read_note(self._system, root).get("namespace", root.name.rpartition("-")[0]))
         self.fingerprint = bytes.fromhex(root.name.rpartition("-")[2])
-        self._geometry: SlabGeometry | None = None
+        self._pages: dict[int, SegmentPage] = {}
+        self._segment_slots = 0
 
     # ---- segments
 
@@ -62,16 +63,41 @@ class SlabSurvey:
     def _path(self, segment: int) -> Path:
         return self.root / HOME / segment_name(segment)
 
-    def _cut(self) -> SlabGeometry | None:
-        """How segments are cut, as the first page that can be trusted tells; None if there is none."""
-        for segment in self._segments() if self._geometry is None else ():
-            with contextlib.suppress(OSError), self._path(segment).open("rb") as file:
-                page = file.read(PAGE_BYTES)
-                slot_bytes = int.from_bytes(page[40:48], "little")
-                self._geometry = check_segment(page, slot_bytes, self.fingerprint, segment)[0]
-                if self._geometry is not None:
-                    break
-        return self._geometry
+    def _page(self, segment: int) -> SegmentPage | None:
+        """How a segment is cut: as its first page tells it, or its length and the others; None if neither can.
+
+        Raises
+        ------
+        UcmError
+            Another version of the format has written it.
+        """
+        if segment not in self._pages:
+            page = self._read_page(segment)
+            if page.version:
+                raise UcmError(f"{str(self._path(segment))!r}: {page.why}; use the version that wrote it")
+            self._pages[segment] = page
+        page = self._pages[segment]
+        return page if page.slots else self._guess(segment)
+
+    def _read_page(self, segment: int) -> SegmentPage:
+        try:
+            with self._path(segment).open("rb") as file:
+                return check_segment(file.read(PAGE_BYTES), None, self.fingerprint, segment)
+        except OSError as error:
+            return SegmentPage(0, 0, f"it cannot be read: {error.strerror}")
+
+    def _guess(self, segment: int) -> SegmentPage | None:
+        about, slots = self._system.size_and_time(self._path(segment)), self._slots()
+        slot_bytes, rest = divmod(about[0] - PAGE_BYTES, slots) if about and slots else (0, 1)
+        return SegmentPage(slots, slot_bytes) if not rest and slot_bytes > 0 else None
+
+    def _slots(self) -> int:
+        """Slots of a segment, as the first page that can be trusted tells; 0 if there is none."""
+        for segment in () if self._segment_slots else self._segments():
+            self._segment_slots = self._read_page(segment).slots
+            if self._segment_slots:
+                break
+        return self._segment_slots
 
     # ---- what is there
 
@@ -81,27 +107,25 @@ class SlabSurvey:
 
     def blocks(self) -> Iterator[list[StoredBlock]]:
         """See `Survey.blocks`."""
-        geometry = self._cut()
-        if geometry is None:
-            return
-        stored = self._stored()
-        for segment in self._segments():
-            about = self._system.size_and_time(self._path(segment))
-            if about is None:
+        segments = self._segments()
+        stored = self._stored() if segments else None
+        for segment in segments:
+            about, page = self._system.size_and_time(self._path(segment)), self._page(segment)
+            if about is None or page is None:
                 continue
             found = []
-            for slot, head in self._heads(segment, geometry):
+            for slot, head in self._heads(segment, page):
                 if head["magic"] == MAGIC and (stored is None or slot in stored):
                     where = f"{HOME}/{segment_name(segment)}:{slot}"
-                    found.append(StoredBlock(head["block_id"].tobytes(), where, geometry.slot_bytes, about[1]))
+                    found.append(StoredBlock(head["block_id"].tobytes(), where, page.slot_bytes, about[1]))
             if found:
                 yield found
 
-    def _heads(self, segment: int, geometry: SlabGeometry) -> Iterator[tuple[int, np.void]]:
-        first = geometry.first(segment)
+    def _heads(self, segment: int, page: SegmentPage) -> Iterator[tuple[int, np.void]]:
+        first = segment * page.slots
         with contextlib.suppress(FileNotFoundError), self._path(segment).open("rb", buffering=0) as file:
-            for slot in range(first, first + geometry.slots):
-                content = os.pread(file.fileno(), HEADER.itemsize, _offset(geometry, slot))
+            for slot in range(first, first + page.slots):
+                content = os.pread(file.fileno(), HEADER.itemsize, _offset(page, slot))
                 if len(content) == HEADER.itemsize:
                     yield slot, np.frombuffer(content, dtype=HEADER)[0]
 
@@ -118,7 +142,7 @@ class SlabSurvey:
     @contextlib.contextmanager
     def _table(self) -> Iterator[SlabMemory | None]:
         """Hold the directory's lock; yields the shared memory, None if there is none: then nobody has a store open."""
-        geometry = self._cut() or SlabGeometry(PAGE_BYTES, 1)
+        geometry = SlabGeometry((PAGE_BYTES,), self._slots() or 1)  # no class is looked up here
         memory = SlabMemory(self._system, self.root / HOME / LOCK_NAME)
         try:
             with memory.held():
@@ -145,15 +169,15 @@ class SlabSurvey:
         place, _, slot = block.where.partition(":")
         try:
             with (self.root / place).open("rb", buffering=0) as file:
-                offset = _offset(self._known_cut(), int(slot)) if slot else 0
+                offset = _offset(self._known_page(int(slot)), int(slot)) if slot else 0
                 return np.frombuffer(os.pread(file.fileno(), block.nbytes, offset), dtype=np.uint8)
         except FileNotFoundError:
             return None
 
-    def _known_cut(self) -> SlabGeometry:
-        geometry = self._cut()
-        assert geometry is not None, "there are no segments, so no blocks"
-        return geometry
+    def _known_page(self, slot: int) -> SegmentPage:
+        page = self._page(slot // self._slots())
+        assert page is not None, "a block was found in this segment"
+        return page
 
     def _is_there_still(self, block: StoredBlock) -> bool:
         """Tell whether a slot that looks bad was not just given to another block."""
@@ -240,7 +264,7 @@ class SlabSurvey:
             if at != slot or not memory.table.withdraw(np.array([slot]), np.array([word], dtype=np.uint64), taken):
                 return False
         with (self.root / place).open("r+b", buffering=0) as file:
-            offset = _offset(self._known_cut(), slot)
+            offset = _offset(self._known_page(slot), slot)
             if os.pread(file.fileno(), 16, offset + 16) != block.block_id:
                 return False
             os.pwrite(file.fileno(), GONE.ljust(PAGE_BYTES, b"\0"), offset)
@@ -292,8 +316,8 @@ class SlabSurvey:
         return 0
 
 
-def _offset(geometry: SlabGeometry, slot: int) -> int:
-    return PAGE_BYTES + slot % geometry.slots * geometry.slot_bytes
+def _offset(page: SegmentPage, slot: int) -> int:
+    return PAGE_BYTES + slot % page.slots * page.slot_bytes
 
 
 def _slot_of(memory: SlabMemory, block: StoredBlock) -> tuple[int, int]:

@@ -29,9 +29,19 @@ _INSTANT_S: Final = 1e-9
 
 
 @lru_cache(maxsize=32)
-def contents(blocks: int, block_bytes: int) -> tuple[U8, U8]:
-    """Return the ids and the bytes of all blocks: uint8, shapes (blocks, 16) and (blocks, block_bytes)."""
+def contents(blocks: int, block_bytes: int, *, coded: bool = False) -> tuple[U8, U8]:
+    """Return the ids and the bytes of all blocks: uint8, shapes (blocks, 16) and (blocks, block_bytes).
+
+    They are noise; if they are `coded`, of two in three the exponents, taken as bf16, say nothing or little, so that
+    blocks have three lengths.
+    """
     data = np.random.default_rng(block_bytes).integers(0, 256, (blocks, block_bytes), dtype=np.uint8)
+    if coded and block_bytes % 2 == 0:
+        for known, bits in (
+            (0, 0x80FF),
+            (1, 0x83FF),
+        ):  # exponents of one bit, and of three
+            data[known::3].view("<u2")[...] &= np.uint16(bits)
     ids = block_ids(range(blocks))
     ids.flags.writeable = data.flags.writeable = False
     return ids, data
@@ -52,6 +62,8 @@ class Calls:
         Tells whether no store has any call under way.
     at_rest
         Tells whether none, but for one, owes any block to the stage below either.
+    coded
+        Whether blocks are such that codecs make them shorter.
 
     Attributes
     ----------
@@ -60,7 +72,14 @@ class Calls:
     """
 
     def __init__(
-        self, setting: Setting, model: Model, trace: Trace, idle: Callable[[], bool], at_rest: Callable[..., bool]
+        self,
+        setting: Setting,
+        model: Model,
+        trace: Trace,
+        idle: Callable[[], bool],
+        at_rest: Callable[..., bool],
+        *,
+        coded: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._setting = setting
@@ -68,7 +87,7 @@ class Calls:
         self._trace = trace
         self._idle = idle
         self._at_rest = at_rest
-        self.ids, self._data = contents(setting.blocks, setting.block_bytes)
+        self.ids, self._data = contents(setting.blocks, setting.block_bytes, coded=coded)
         self._settled: list[tuple[U8, int, str]] = []
         self.verbs: dict[str, Callable[[StoreUnderTest, Step], Coroutine[Any, Any, Any]]] = {
             "dump": self.dump,

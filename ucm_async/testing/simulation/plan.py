@@ -21,6 +21,9 @@ STEPS: Final = 16
 SEGMENT_PAGES: Final = 8
 """A slab has a page before its slots; where space is short, a segment has one slot, and there are as many blocks."""
 
+CODED_SCALE: Final = 8
+"""Blocks in slabs below a codec are so many times as large as others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -71,11 +74,23 @@ class Setting:
         """Whether the stores have to keep within bounds of their own."""
         return bool(self.cap_bytes or self.quota_bytes)
 
-    def with_pages(self, pipeline: str) -> Setting:
-        """Return it with room for the first page of each segment, where the pipeline has slabs."""
-        more = SEGMENT_PAGES * 4096 if "Slab" in pipeline else 0
-        cap, quota = (bound + more if bound else 0 for bound in (self.cap_bytes, self.quota_bytes))
-        return replace(self, cap_bytes=cap, quota_bytes=quota, capacity_bytes=self.capacity_bytes + more)
+    def suited_to(self, pipeline: str) -> Setting:
+        """Return it as a pipeline needs it.
+
+        Slabs have room for the first page of each segment; and below a codec larger blocks, so that there are several
+        classes of slots.
+        """
+        slab = "Slab" in pipeline
+        scale = CODED_SCALE if slab and "Compress" in pipeline else 1
+        more = SEGMENT_PAGES * 4096 if slab else 0
+        cap, quota = (scale * bound + more if bound else 0 for bound in (self.cap_bytes, self.quota_bytes))
+        return replace(
+            self,
+            shard_bytes=self.shard_bytes * scale,
+            cap_bytes=cap,
+            quota_bytes=quota,
+            capacity_bytes=scale * self.capacity_bytes + more,
+        )
 
     @property
     def block_bytes(self) -> int:

@@ -73,7 +73,7 @@ def run_seed(seed: int, *, steps: int = STEPS, pipeline: str = "Posix", digest: 
     """
     generator = random.Random(seed)
     whole = draw_plan(generator, seed, max(steps, STEPS))
-    plan = replace(whole, setting=whole.setting.with_pages(pipeline))
+    plan = replace(whole, setting=whole.setting.suited_to(pipeline))
     if "Cache" in pipeline:
         plan = with_cache(plan)
     plan = replace(plan, steps=plan.steps[:steps])

@@ -76,7 +76,7 @@ class Walk:
             grows="Slab" in pipeline,
             caches="Cache" in pipeline,
         )
-        self._calls = Calls(setting, self._model, self.trace, self._idle, self._at_rest)
+        self._calls = Calls(setting, self._model, self.trace, self._idle, self._at_rest, coded="Compress" in pipeline)
         self._stores: list[StoreUnderTest] = []
         self._data_bytes_max = 0
         if setting.bounded:
