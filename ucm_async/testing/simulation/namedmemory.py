@@ -113,6 +113,7 @@ class SimulatedNamedMemory(NamedMemory):
 
     def close(self) -> None:
         """See `NamedMemory.close`; the object's own descriptor goes with the object."""
+        self._mappings.clear()  # each goes with the last who looks at it, not with the process
 
     def die(self) -> None:
         """Give all locks back, as the kernel does; what is stored from now on goes to a copy."""
