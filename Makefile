@@ -30,8 +30,13 @@ demo: $(INSTALLED)-demo
 test: $(INSTALLED)-test
 	$(PY) -m pytest $(PYTEST_ARGS)
 
+# Four fifths of the seeds go to the files, the rest to a cache above them, and above slabs.
+SEEDS ?= 10000
+JOBS ?= $(shell nproc)
 simulate: $(INSTALLED)-test
-	$(PY) -m ucm_async.cli simulate --seeds $(or $(SEEDS),10000) --jobs $(or $(JOBS),$(shell nproc))
+	$(PY) -m ucm_async.cli simulate --jobs $(JOBS) --seeds $$(($(SEEDS) * 80 / 100))
+	$(PY) -m ucm_async.cli simulate --jobs $(JOBS) --seeds $$(($(SEEDS) * 15 / 100)) --pipeline 'Cache|Posix'
+	$(PY) -m ucm_async.cli simulate --jobs $(JOBS) --seeds $$(($(SEEDS) * 5 / 100)) --pipeline 'Cache|Slab'
 
 lint: $(INSTALLED)-lint
 	$(PY) -m ruff check .

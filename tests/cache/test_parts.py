@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ucm_async.engines.processes import dead_among, own_identity
 from ucm_async.stages.cache.admission import Admission, Share
 from ucm_async.stages.cache.fills import PART_BYTES, cut_parts
 from ucm_async.stages.cache.moves import MOVE_BYTES_MAX, cut_moves
 from ucm_async.stages.cache.partial import NO_SLOT, PartialBlocks
-from ucm_async.stages.cache.processes import dead_among, own_identity
 
 
 class TestShare:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ucm_async.stages.cache.processes import dead_among, own_identity, start_time
+from ucm_async.engines.processes import dead_among, own_identity, start_time
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -220,7 +220,8 @@ async def test_those_who_wait_for_anothers_read(store: Store) -> None:
     assert counts(store)["blocks_not_read"] == 4, "one read served them all"
 
 
-async def test_those_who_wait_for_a_dump(store: Store) -> None:
+async def test_those_who_wait_for_a_dump_look_for_themselves(store: Store) -> None:
+    """No room to write a block is no reason not to read it."""
     ids, data = make_blocks(2)
     Talkative.last.go.clear()
     dumping = store.dump(ids, None, data)
@@ -228,8 +229,12 @@ async def test_those_who_wait_for_a_dump(store: Store) -> None:
     loading = store.load(ids, None, np.empty_like(data))
     await until(lambda: counts(store)["waits"] == 2)
     Talkative.last.go.set()
-    assert reasons(await dumping) == expected(ids)
-    assert reasons(await loading) == expected(ids)
+    result = await dumping
+    assert result.status.tolist() == [Status.IO_ERROR] * 2
+    assert reasons(result) == expected(ids)
+    result = await loading
+    assert result.status.tolist() == [Status.CORRUPT] * 2, "what its own read has met"
+    assert reasons(result) == expected(ids)
 
 
 async def test_other_processes_know_the_status_alone() -> None:

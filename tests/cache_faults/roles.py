@@ -258,19 +258,21 @@ class Halt:
 
 
 async def halting(link: Link, about: dict[str, Any]) -> None:
-    """A puppet that stands still before it calls a function of `segment`, while it opens or closes its store."""
+    """A puppet that stands still before it calls what `segment` has, while it opens or closes its store."""
     going_on = threading.Event()
-    name = about["point"]
-    halt = Halt(getattr(segment, name), going_on, link)
+    *within, name = about["point"].split(".")
+    owner: Any = getattr(segment, within[0]) if within else segment
+    halt = Halt(getattr(owner, name), going_on, link)
+    halts = (lambda *args: halt(*args)) if within else halt
     if about["when"] == "opening":
-        setattr(segment, name, halt)
+        setattr(owner, name, halts)
     opening = asyncio.ensure_future(ucm.open_store(about["pipeline"], **about["keys"])._open())
     if about["when"] == "opening":
         assert await link.hear() == ("go on",)
         going_on.set()
     store = await opening
     if about["when"] == "closing":
-        setattr(segment, name, halt)
+        setattr(owner, name, halts)
     link.say("ready")
     await _serve(link, Puppet(store))
 

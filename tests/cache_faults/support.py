@@ -17,9 +17,9 @@ import ucm_async as ucm
 from tests.cache.support import fresh_id
 from tests.faults.support import BLOCK, SHARD, Array, keys
 from tests.native.tables import STATES, Table, check
+from ucm_async.engines.processes import start_time
 from ucm_async.native import BlockTable
-from ucm_async.stages.cache.processes import start_time
-from ucm_async.stages.cache.segment import DIRECTORY, PREFIX, header_of
+from ucm_async.stages.cache.segment import DIRECTORY, HEADER_BYTES, PREFIX, header_of
 
 LONG = os.environ.get("UCM_ASYNC_CACHE_FAULT_ROUNDS")
 SEED = int(os.environ.get("UCM_ASYNC_CACHE_FAULT_SEED", "0"))
@@ -101,7 +101,7 @@ def inspect(unique_id: str) -> Iterator[Inspected]:
     """Map a segment; it can still be looked at when its name is gone."""
     fd = os.open(segment_path(unique_id), os.O_RDWR | os.O_CLOEXEC)
     try:
-        header = header_of(fd)
+        header = header_of(os.pread(fd, HEADER_BYTES, 0))
         table = Inspected(mmap.mmap(fd, os.fstat(fd).st_size), header)
     finally:
         os.close(fd)

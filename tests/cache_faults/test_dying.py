@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ucm_async.stages.cache.processes import dead_among, start_time
+from ucm_async.engines.processes import dead_among, start_time
 
 from .support import until
 

@@ -162,7 +162,7 @@ async def test_closing_while_loads_are_under_way(open_store: Opener, share: bool
 
 MAKING = ["_check_room", "_prefault", "BlockTable", "Segment"]
 JOINING = ["_prefault", "reap_dead", "Segment"]
-LEAVING = ["somebody_lives", "_unlink"]
+LEAVING = ["somebody_lives", "NamedMemory.unlink"]
 
 
 @pytest.mark.parametrize("point", MAKING)

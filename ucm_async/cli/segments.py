@@ -16,10 +16,11 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..engines.namedmemory import NamedMemory
+from ..engines.processes import pid_namespace, start_time
 from ..errors import UcmError
 from ..native import NATIVE, WHY, BlockTable
-from ..stages.cache.processes import pid_namespace, start_time
-from ..stages.cache.segment import DIRECTORY, PREFIX, header_of, remove_segment, somebody_lives
+from ..stages.cache.segment import DIRECTORY, HEADER_BYTES, PREFIX, header_of, remove_segment, somebody_lives
 
 __all__ = [
     "BLOCK_STATES",
@@ -168,8 +169,8 @@ def inspect(name: str, *, count_blocks: bool = False) -> Segment:
 
 def _inspect(name: str, fd: int, count_blocks: bool) -> Segment:
     nbytes = os.fstat(fd).st_size
-    header = header_of(fd)
-    alive = somebody_lives(fd)
+    header = _header(fd)
+    alive = somebody_lives(NamedMemory(name, fd))
     if not header.get("magic"):
         why = "empty" if nbytes == 0 else "not a segment of a Cache"
         return Segment(name, "unfinished" if nbytes == 0 else "damaged", nbytes, why)
@@ -201,7 +202,7 @@ def blocks_of(name: str) -> list[Block]:
     """
     name = _full_name(name)
     try:
-        with _opened(name) as fd, _table(fd, header_of(fd)) as table:
+        with _opened(name) as fd, _table(fd, _header(fd)) as table:
             entries = np.frombuffer(table.entries(), ENTRY)
     except (KeyError, ValueError, OSError) as error:
         raise UcmError(f"{name}: its blocks cannot be listed: {error}") from error
@@ -275,6 +276,10 @@ def _opened(name: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _header(fd: int) -> dict[str, Any]:
+    return header_of(os.pread(fd, HEADER_BYTES, 0))
 
 
 @contextmanager

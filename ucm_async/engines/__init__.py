@@ -11,6 +11,7 @@ General layout::
     pool        the adapter over threads, for file operations and copies
     psync aio uring     the data engines
     auto        picks among them, batch by batch
+    namedmemory, processes, watching    shared memory by name, who lives, and word of what others change in it
     system      what else a stage asks of the machine, and where a simulation stands in
     probe       what this machine offers, and `make_engine`, which falls back and says why
 

@@ -16,15 +16,18 @@ import shutil
 import stat
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
 
 from ..abc import Engine
-from ..native import Mapping
+from ..native import BlockTable, Mapping
 from ..types import U8
+from . import processes
+from .namedmemory import NamedMemory
 from .sharedmemory import SharedMemory
+from .watching import TableWatcher
 
 __all__ = ["System", "current_system", "use_system"]
 
@@ -44,7 +47,14 @@ class System:
     """The real one: the calls of `os` by their own names, and no engines but the usual ones.
 
     All of them block; call them in a thread. They raise OSError as `os` does.
+
+    Attributes
+    ----------
+    late_reads_s
+        So many seconds after the end of a process its reads may still arrive in memory that it shared.
     """
+
+    late_reads_s: int = 10  # io_uring's, from a disk that is slow; one that holds a read for longer hangs
 
     def exists(self, path: Path) -> bool:
         """Tell whether there is something of that name."""
@@ -109,6 +119,26 @@ class System:
     def shared_memory(self, path: Path, nbytes: int) -> SharedMemory:
         """Return memory that the processes which name the same file share; see `SharedMemory`."""
         return SharedMemory(path, nbytes)
+
+    def named_memory(self, name: str) -> NamedMemory:
+        """Open memory of that name, or make it, empty; errors as of `NamedMemory.open`."""
+        return NamedMemory.open(name)
+
+    def watch_table(self, table: BlockTable, on_change: Callable[[], None]) -> TableWatcher:
+        """Return what tells the running loop of changes in a table that other processes change, too."""
+        return TableWatcher(table, on_change)
+
+    def own_identity(self) -> tuple[int, int]:
+        """Return pid and start time of this process."""
+        return processes.own_identity()
+
+    def dead_among(self, identities: Iterable[tuple[int, int, int]]) -> list[int]:
+        """Return the numbers of those that have ended, of (number, pid, start time) each."""
+        return processes.dead_among(identities)
+
+    def pid_namespace(self) -> int:
+        """Return a number that tells apart the PID namespaces of containers: only within one do pids mean anything."""
+        return processes.pid_namespace()
 
     def boot_name(self) -> str:
         """Return a name that is another one each time the machine starts."""
@@ -180,9 +210,9 @@ class System:
         """Say why O_DIRECT is of no use in a directory, "" if it is; None: try it."""
         return None
 
-    def map_memory(self, length: int, fd: int) -> Mapping:
+    def map_memory(self, length: int, fd: int, *, populate: bool = True) -> Mapping:
         """Return memory for an arena; see `ucm_async.native.Mapping`."""
-        return Mapping(length, fd)
+        return Mapping(length, fd, populate=populate)
 
     def make_engine(self, name: str, depth: int) -> Engine | None:
         """Return an engine in place of the one called `name`, on the running loop; None: take that."""

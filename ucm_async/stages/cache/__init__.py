@@ -2,7 +2,7 @@
 
 General layout::
 
-    segment      shared memory and its life (with processes: who lives); blocks, belongs into a thread
+    segment      shared memory and its life; blocks, belongs into a thread
     transbuffer  the same for one store on its loop: slots, addresses, claims
     waiting      for what somebody else reads, in this process or another
     below        whole blocks between slots and the stage below

@@ -19,7 +19,7 @@ from .bypass import Bypass
 from .moves import Mover
 from .shard_dumps import ShardDumps
 from .transbuffer import TransBuffer
-from .waiting import WAIT_S_MAX, Waiting
+from .waiting import Waiting
 
 __all__ = ["DumpQueue"]
 
@@ -192,11 +192,12 @@ class DumpQueue:
             dumping.ids[chosen], dumping.slots[chosen], dumping.batch.durability
         )
         reasons = reasons_at(why, np.flatnonzero(chosen))
-        self._table.publish(dumping.slots[taken & (status == Status.OK)])
+        stored = status == Status.OK
+        self._table.publish(dumping.slots[taken & stored])
+        # Why it could not be written is nothing to those who wait to read it: they look for it themselves.
+        self._table.fail(dumping.slots[taken & ~stored], int(Status.CANCELLED))
         dumping.held[taken] = _FREE
-        self._waiting.settle(
-            dumping.slots[taken], dumping.generations[taken], status[taken], reasons_of(reasons, np.flatnonzero(taken))
-        )
+        self._waiting.look()
         self._release(dumping, hit)
         dumping.batch.report(rows, status[group], reasons_of(reasons, group))
 
@@ -229,8 +230,8 @@ class DumpQueue:
             return _NONE
         self._counts["waits"] += int(np.count_nonzero(theirs))
         slots, generations = dumping.slots[theirs], dumping.generations[theirs]
-        left_s = WAIT_S_MAX - self._waiting.waited_s(slots, generations)
-        if left_s <= 0:
+        left_s = self._waiting.left_s(slots, generations)
+        if not left_s:
             await self._go_round(dumping, theirs)
             return _NONE
         await self._waiting.change(slots, generations, left_s)

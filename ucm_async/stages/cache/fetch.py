@@ -15,7 +15,7 @@ from ...types import I64, U8, Status
 from .admission import Share
 from .fills import Filler, cut_parts
 from .transbuffer import TransBuffer
-from .waiting import WAIT_S_MAX, Waiting
+from .waiting import Waiting
 
 __all__ = ["Fetcher"]
 
@@ -130,8 +130,8 @@ class Fetcher:
 
     async def _others(self, todo: I64, slots: I64, generations: npt.NDArray[np.uint32]) -> I64:
         """Wait for blocks that others read, not for ever; returns those worth another claim."""
-        left_s = WAIT_S_MAX - self._waiting.waited_s(slots, generations)
-        if left_s <= 0:
+        left_s = self._waiting.left_s(slots, generations)
+        if not left_s:
             return todo[:0]
         told = await self._waiting.change(slots, generations, left_s)
         self._counts["waits"] += len(todo)

@@ -19,7 +19,7 @@ from .bypass import Bypass
 from .fills import PARTS_AT_A_TIME, Filler, cut_parts
 from .moves import Mover
 from .transbuffer import TransBuffer
-from .waiting import WAIT_S_MAX, Waiting
+from .waiting import Waiting
 
 __all__ = ["LoadQueue"]
 
@@ -255,8 +255,8 @@ class LoadQueue:
         self._counts["waits"] += len(groups)
         slots = loading.slots[groups]
         while len(groups) and len(loading.wanted_rows_of(groups)[0]):
-            left_s = WAIT_S_MAX - self._waiting.waited_s(slots, generations)
-            if left_s <= 0:
+            left_s = self._waiting.left_s(slots, generations)
+            if not left_s:
                 self._counts["waits_given_up"] += len(groups)
                 await self._bypass.load(loading.batch, loading.wanted_rows_of(groups)[0])
                 return

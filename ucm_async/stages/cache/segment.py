@@ -1,8 +1,8 @@
 """A segment of shared memory and its life: made by the first process, joined by others, removed by the last one.
 
 The kernel keeps the segment of processes that crashed, so whoever opens one may find anything: nothing yet, a whole
-one with good blocks, half of one, one of another version, or somebody else's. Two locks on the segment's own descriptor
-tell these apart; as record locks of an open file (fcntl(2), F_OFD_SETLK) they end with their holder, however it ends:
+one with good blocks, half of one, one of another version, or somebody else's. Two locks in the segment's own
+memory tell these apart, which end with their holder, however it ends (`ucm_async.engines.namedmemory`):
 
 - byte 0 is locked while the segment is made, entered or left: what is half-made and unlocked was given up;
 - byte 1 is locked, shared, by everybody who lives in it, whatever their version: without such a lock it may be
@@ -16,24 +16,24 @@ Everything here blocks, and belongs into a thread.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import logging
 import os
-import stat
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ...engines.namedmemory import NamedMemory
+from ...engines.sharedmemory import MEMORY_DIRECTORY
+from ...engines.system import current_system
 from ...errors import ConfigError
 from ...native import PROCESSES_MAX, TABLE_USER_BYTES, TABLE_USER_OFFSET, TABLE_VERSION, BlockTable, Mapping
-from .processes import dead_among, own_identity, pid_namespace
 
 __all__ = [
     "DIRECTORY",
+    "HEADER_BYTES",
     "PREFIX",
     "Geometry",
     "Progress",
@@ -47,8 +47,7 @@ __all__ = [
     "somebody_lives",
 ]
 
-DIRECTORY: Final = "/dev/shm"
-"""Where Linux keeps the objects of shm_open(3)."""
+DIRECTORY: Final = str(MEMORY_DIRECTORY)
 
 PREFIX: Final = "ucm-async."
 ARENA_ALIGN: Final = 2 << 20
@@ -61,16 +60,12 @@ CLOSE_PATIENCE_S: Final = 5.0
 
 REMOVE_PATIENCE_S: Final = 1.0
 
-REST_S: Final = 10
-"""How long a slot that a dead process was filling is given to nobody: the kernel ends its reads after the process, and
-io_uring's may arrive when it is gone. A disk that holds a read for longer than that is one that hangs."""
-
 _log = logging.getLogger("ucm_async.cache")
 
 _ENTERING, _LIVING = 0, 1
 _USER: Final = struct.Struct("<16sQQQQ")  # fingerprint, block_size, slot_bytes, arena_offset, PID namespace
 assert _USER.size <= TABLE_USER_BYTES
-_HEADER_BYTES: Final = 4096
+HEADER_BYTES: Final = 4096
 
 Progress = Callable[[int, int], None]
 """Called with bytes that are faulted in, and bytes in all."""
@@ -124,17 +119,19 @@ class Segment:
         See `ucm_async.native.Mapping`.
     """
 
-    def __init__(self, geometry: Geometry, mapping: Mapping, table: BlockTable, name: str = "", fd: int = -1) -> None:
+    def __init__(
+        self, geometry: Geometry, mapping: Mapping, table: BlockTable, memory: NamedMemory | None = None
+    ) -> None:
         self.geometry = geometry
-        self.name = name
+        self.name = memory.name if memory else ""
         self.table = table
-        memory = memoryview(mapping)
+        view = memoryview(mapping)
         self.page_mode = mapping.page_mode
-        self._fd = fd
+        self._memory = memory
         self._closed = False
-        self.arena = memory[geometry.arena_offset : geometry.total_bytes].toreadonly()
+        self.arena = view[geometry.arena_offset : geometry.total_bytes].toreadonly()
         self.base = mapping.address + geometry.arena_offset
-        table.set_arena(memory[geometry.arena_offset :], geometry.slot_bytes)
+        table.set_arena(view[geometry.arena_offset :], geometry.slot_bytes)
 
     def close(self) -> None:
         """Leave; the last one out removes the segment. The memory goes with the last view of it. Idempotent.
@@ -146,26 +143,26 @@ class Segment:
             return
         self._closed = True
         try:
-            if self._fd < 0:
+            if self._memory is None:
                 self.table.leave()
             else:
-                self._leave_shared()
+                self._leave_shared(self._memory)
         finally:
             del self.table, self.arena
 
-    def _leave_shared(self) -> None:
-        fd, self._fd = self._fd, -1
+    def _leave_shared(self, memory: NamedMemory) -> None:
+        self._memory = None
         try:
-            locked = _lock(fd, _ENTERING, fcntl.F_WRLCK, CLOSE_PATIENCE_S)
+            locked = memory.lock(_ENTERING, patience_s=CLOSE_PATIENCE_S)
             try:
                 self.table.leave()
             except TimeoutError:  # others take back what this process holds when it has ended
                 _log.error("shared memory %s: left without a word, since another process keeps its table", self.name)
-            _lock(fd, _LIVING, fcntl.F_UNLCK)
-            if locked and not somebody_lives(fd) and _is_named(fd, self.name):
-                _unlink(self.name)
+            memory.unlock(_LIVING)
+            if locked and not somebody_lives(memory) and memory.is_named():
+                memory.unlink()
         finally:
-            _close(fd)
+            _close(memory)
 
 
 def segment_name(unique_id: str, fingerprint: bytes) -> str:
@@ -185,12 +182,12 @@ def make_private(geometry: Geometry, progress: Progress | None = None) -> Segmen
         There is no memory for it.
     """
     try:
-        mapping = Mapping(geometry.total_bytes, populate=False)
+        mapping = current_system().map_memory(geometry.total_bytes, -1, populate=False)
         _prefault(mapping, progress)
     except (OSError, ValueError) as error:
         raise _too_large(geometry, f"there is no memory for it ({error})") from error
     table = BlockTable(mapping, geometry.slots, geometry.policy, True)
-    table.join(*own_identity())
+    table.join(*current_system().own_identity())
     return Segment(geometry, mapping, table)
 
 
@@ -209,68 +206,63 @@ def open_segment(
     """
     give_up = time.monotonic() + patience_s
     while True:
-        fd = _open(name)
+        memory = _open(name)
         try:
-            if not _lock(fd, _ENTERING, fcntl.F_WRLCK, give_up - time.monotonic()):
+            if not memory.lock(_ENTERING, patience_s=give_up - time.monotonic()):
                 raise ConfigError(
                     f"unique_id: shared memory {name} has been locked for {patience_s:g} s by who makes it"
                 )
-            segment = _enter(fd, name, geometry, progress) if _is_named(fd, name) else None
+            segment = _enter(memory, geometry, progress) if memory.is_named() else None
             if segment is not None:
-                _lock(fd, _ENTERING, fcntl.F_UNLCK)
+                memory.unlock(_ENTERING)
                 return segment
         except BaseException:
-            _close(fd)
+            _close(memory)
             raise
-        _close(fd)  # it was removed, by its last user or by us: begin anew
+        _close(memory)  # it was removed, by its last user or by us: begin anew
 
 
-def _open(name: str) -> int:
-    """Return a descriptor of the segment, perhaps of an empty one."""
+def _open(name: str) -> NamedMemory:
+    """Return the open object, perhaps an empty one."""
     try:
-        import posix_ipc  # noqa: PLC0415  (an extra)
+        memory = current_system().named_memory(name)
     except ImportError as error:
         raise ConfigError(
             "share_buffer_enable: shared memory needs the package posix_ipc (pip install 'ucm-async[posix_ipc]'), "
             "or set it to false"
         ) from error
-    try:
-        fd = int(posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode=0o600).fd)
-    except (posix_ipc.PermissionsError, PermissionError) as error:
+    except PermissionError as error:
         raise _foreign(name) from error
-    except (posix_ipc.Error, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"unique_id: shared memory {name} cannot be opened: {error}") from error
-    status = os.fstat(fd)
-    if status.st_uid != os.geteuid():
-        os.close(fd)
+    if memory.owner != os.geteuid():
+        memory.close()
         raise _foreign(name)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise ConfigError(f"unique_id: shared memory {name} is no segment; choose another unique_id")
-    return fd
+    return memory
 
 
 def _foreign(name: str) -> ConfigError:
     return ConfigError(f"unique_id: shared memory {name} belongs to another user; choose another unique_id")
 
 
-def _enter(fd: int, name: str, geometry: Geometry, progress: Progress | None) -> Segment | None:
+def _enter(memory: NamedMemory, geometry: Geometry, progress: Progress | None) -> Segment | None:
     """Make or join the segment, which is locked; None if it does not fit and was removed."""
-    size = os.fstat(fd).st_size
-    if size == 0:
-        return _create(fd, name, geometry, progress)
-    wrong = _why_not(fd, size, geometry)
+    if memory.nbytes == 0:
+        return _create(memory, geometry, progress)
+    wrong = _why_not(memory, geometry)
     if not wrong:
-        return _join(fd, name, geometry, progress)
-    if somebody_lives(fd):
-        raise ConfigError(f"unique_id: shared memory {name}, which others use, {wrong}; choose another unique_id")
-    _unlink(name)
+        return _join(memory, geometry, progress)
+    if somebody_lives(memory):
+        raise ConfigError(
+            f"unique_id: shared memory {memory.name}, which others use, {wrong}; choose another unique_id"
+        )
+    memory.unlink()
     return None
 
 
-def _why_not(fd: int, size: int, geometry: Geometry) -> str:
+def _why_not(memory: NamedMemory, geometry: Geometry) -> str:
     """Say why the segment does not fit, empty if it does. Both sides are named."""
-    header = header_of(fd)
+    header = header_of(memory.read(HEADER_BYTES))
     if not header.get("magic"):
         return "is not a segment of a Cache"
     if not header["ready"]:
@@ -282,13 +274,13 @@ def _why_not(fd: int, size: int, geometry: Geometry) -> str:
         "slots": geometry.slots,
         "policy": geometry.policy,
         "slot_bytes": geometry.slot_bytes,
-        "pid_namespace": pid_namespace(),
+        "pid_namespace": current_system().pid_namespace(),
     }
     for key, own in wanted.items():
         if header[key] != own:
             return f"has {_TOLD[key]} {header[key]}, not {own}"
-    if size < geometry.total_bytes:
-        return f"is truncated: {size} of {geometry.total_bytes} bytes"
+    if memory.nbytes < geometry.total_bytes:
+        return f"is truncated: {memory.nbytes} of {geometry.total_bytes} bytes"
     return ""
 
 
@@ -303,8 +295,8 @@ _TOLD: Final = {
 }
 
 
-def header_of(fd: int) -> dict[str, Any]:
-    """Return what the header of a segment says, nothing of it checked.
+def header_of(header: bytes) -> dict[str, Any]:
+    """Return what the header of a segment says, its first `HEADER_BYTES`; nothing of it is checked.
 
     Returns
     -------
@@ -312,40 +304,39 @@ def header_of(fd: int) -> dict[str, Any]:
         See `BlockTable.describe`; and fingerprint (hex), block_size, slot_bytes, arena_offset, pid_namespace. Empty if
         there is no whole header.
     """
-    header = os.pread(fd, _HEADER_BYTES, 0)
-    if len(header) < _HEADER_BYTES:
+    if len(header) < HEADER_BYTES:
         return {}
     fingerprint, *numbers = _USER.unpack_from(header, TABLE_USER_OFFSET)
     names = ("block_size", "slot_bytes", "arena_offset", "pid_namespace")
     return {**BlockTable.describe(header), "fingerprint": fingerprint.hex(), **dict(zip(names, numbers, strict=True))}
 
 
-def _create(fd: int, name: str, geometry: Geometry, progress: Progress | None) -> Segment:
+def _create(memory: NamedMemory, geometry: Geometry, progress: Progress | None) -> Segment:
     """Make the segment, or remove what became of it."""
     try:
         _check_room(geometry)
-        os.ftruncate(fd, geometry.total_bytes)
-        mapping = _map(fd, geometry, progress)
-        user = (geometry.fingerprint, geometry.block_size, geometry.slot_bytes, geometry.arena_offset, pid_namespace())
-        _USER.pack_into(mapping, TABLE_USER_OFFSET, *user)
+        memory.truncate(geometry.total_bytes)
+        mapping = _map(memory, geometry, progress)
+        numbers = (geometry.block_size, geometry.slot_bytes, geometry.arena_offset, current_system().pid_namespace())
+        _USER.pack_into(mapping, TABLE_USER_OFFSET, geometry.fingerprint, *numbers)
         table = BlockTable(mapping, geometry.slots, geometry.policy, True)
-        table.join(*own_identity())
-        _live(fd)
-        return Segment(geometry, mapping, table, name, fd)
+        table.join(*current_system().own_identity())
+        _live(memory)
+        return Segment(geometry, mapping, table, memory)
     except BaseException:
-        _unlink(name)
+        memory.unlink()
         raise
 
 
-def _join(fd: int, name: str, geometry: Geometry, progress: Progress | None) -> Segment:
+def _join(memory: NamedMemory, geometry: Geometry, progress: Progress | None) -> Segment:
     """Join a segment that fits, and take back what dead processes hold in it."""
-    alone = not somebody_lives(fd)
-    _live(fd)
-    mapping = _map(fd, geometry, progress)
+    name, alone = memory.name, not somebody_lives(memory)
+    _live(memory)
+    mapping = _map(memory, geometry, progress)
     table = BlockTable(mapping, geometry.slots, geometry.policy)
     reap_dead(table)
     try:
-        table.join(*own_identity())
+        table.join(*current_system().own_identity())
         if alone:
             table.repair()
     except TimeoutError as error:
@@ -355,7 +346,7 @@ def _join(fd: int, name: str, geometry: Geometry, progress: Progress | None) -> 
         if error.errno != errno.EUSERS:
             raise
         raise ConfigError(f"unique_id: {PROCESSES_MAX} stores use shared memory {name}, no more can") from error
-    return Segment(geometry, mapping, table, name, fd)
+    return Segment(geometry, mapping, table, memory)
 
 
 def remove_segment(name: str, *, force: bool = False) -> bool:
@@ -381,29 +372,32 @@ def remove_segment(name: str, *, force: bool = False) -> bool:
         It belongs to another user.
     """
     name = f"/{name.removeprefix('/')}"
-    fd = os.open(f"{DIRECTORY}{name}", os.O_RDWR | os.O_CLOEXEC)
+    memory = NamedMemory(name, os.open(f"{DIRECTORY}{name}", os.O_RDWR | os.O_CLOEXEC))
     try:
-        free = _lock(fd, _ENTERING, fcntl.F_WRLCK, REMOVE_PATIENCE_S) and not somebody_lives(fd)
+        free = memory.lock(_ENTERING, patience_s=REMOVE_PATIENCE_S) and not somebody_lives(memory)
         if not free and not force:
             return False
-        if _is_named(fd, name):
-            _unlink(name)
+        if memory.is_named():
+            memory.unlink()
         return True
     finally:
-        _close(fd)
+        _close(memory)
 
 
 def reap_dead(table: BlockTable) -> int:
-    """Take back what processes hold that have ended; returns how many slots changed."""
+    """Take back what processes hold that have ended; returns how many slots changed.
+
+    A slot that one of them was filling is given to nobody for a while: its reads may end after it.
+    """
     seen = {number: (pid, started) for number, pid, started in table.processes()}
-    dead = dead_among((number, *identity) for number, identity in seen.items())
-    return sum(max(table.reap(number, *seen[number], rest_s=REST_S), 0) for number in dead)
+    system = current_system()
+    dead = system.dead_among((number, *identity) for number, identity in seen.items())
+    return sum(max(table.reap(number, *seen[number], rest_s=system.late_reads_s), 0) for number in dead)
 
 
 def _check_room(geometry: Geometry) -> None:
     """Look for room before anything is touched: a page that cannot be had is a SIGBUS, for whoever touches it."""
-    status = os.statvfs(DIRECTORY)
-    free = status.f_bavail * status.f_frsize
+    free = current_system().free_bytes(MEMORY_DIRECTORY)
     if free < geometry.total_bytes:
         raise _too_large(geometry, f"{DIRECTORY} has {free} bytes left")
 
@@ -413,10 +407,10 @@ def _too_large(geometry: Geometry, why: str) -> ConfigError:
     return ConfigError(f"cache_buffer_capacity_gb: {slots} need {geometry.total_bytes} bytes, but {why}")
 
 
-def _map(fd: int, geometry: Geometry, progress: Progress | None) -> Mapping:
+def _map(memory: NamedMemory, geometry: Geometry, progress: Progress | None) -> Mapping:
     """Map the segment and fault it in, so that nobody meets a page later that is not to be had."""
     try:
-        mapping = Mapping(geometry.total_bytes, fd, populate=False)
+        mapping = memory.map(geometry.total_bytes)
         _prefault(mapping, progress)
     except OSError as error:
         raise _too_large(geometry, f"{DIRECTORY} has no room left for it ({error})") from error
@@ -431,62 +425,22 @@ def _prefault(mapping: Mapping, progress: Progress | None) -> None:
             progress(at + step, mapping.length)
 
 
-# ---- locks and names
+# ---- locks
 
 
-def somebody_lives(fd: int) -> bool:
+def somebody_lives(memory: NamedMemory) -> bool:
     """Tell whether anybody lives in the segment, this open file itself apart. Only asks, and takes no lock."""
-    told = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, _LIVING))
-    return bool(_FLOCK.unpack(told)[0] != fcntl.F_UNLCK)
+    return memory.locked(_LIVING)
 
 
-def _live(fd: int) -> None:
+def _live(memory: NamedMemory) -> None:
     """Show others that this open file lives in the segment. Nobody ever locks that byte for himself alone."""
-    if not _lock(fd, _LIVING, fcntl.F_RDLCK):
+    if not memory.lock(_LIVING, shared=True):
         raise ConfigError("unique_id: somebody has locked the shared memory's descriptor, who is no store")
 
 
-_FLOCK: Final = struct.Struct("hhqqi4x")
-"""struct flock: type, whence (SEEK_SET), start, length, and a pid that must be 0."""
-
-
-def _flock(kind: int, byte: int) -> bytes:
-    return _FLOCK.pack(kind, 0, byte, 1, 0)
-
-
-def _lock(fd: int, byte: int, kind: int, patience_s: float = 0.0) -> bool:
-    """Lock or unlock a byte of the segment for this open file; False if others held it until the end."""
-    give_up = time.monotonic() + patience_s
-    wanted = _flock(kind, byte)
-    while True:
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
-            return True
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as fcntl(2) has it
-            if time.monotonic() >= give_up:
-                return False
-        time.sleep(_LOCK_NAP_S)
-
-
-_LOCK_NAP_S: Final = 0.005
-
-
-def _close(fd: int) -> None:
-    """Close the segment. A mapping keeps the open file alive, and with it the locks: so they are undone by hand."""
+def _close(memory: NamedMemory) -> None:
+    """Give back the locks, which outlive the descriptor, and close it."""
     for byte in (_ENTERING, _LIVING):
-        _lock(fd, byte, fcntl.F_UNLCK)
-    os.close(fd)
-
-
-def _is_named(fd: int, name: str) -> bool:
-    try:
-        named = os.stat(f"{DIRECTORY}{name}")
-    except FileNotFoundError:
-        return False
-    own = os.fstat(fd)
-    return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
-
-
-def _unlink(name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{DIRECTORY}{name}")
+        memory.unlock(byte)
+    memory.close()

@@ -7,7 +7,6 @@ block will come, or whether; so until they are all there the slot goes by a rand
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from ...abc import Batch, Lower
+from ...engines.system import current_system
 from ...engines.waits import patient
 from ...errors import BusyError, StoreError
 from ...native import CLAIM_MINE
@@ -122,6 +122,7 @@ class ShardDumps:
         blocks_max: int,
         counts: Counter[str],
     ) -> None:
+        self._system = current_system()
         self._buffer = buffer
         self._table = buffer.table
         self._below = below
@@ -217,7 +218,7 @@ class ShardDumps:
             granted += self._share.take(count - granted)
         if not granted:
             return []
-        names = np.frombuffer(os.urandom(16 * granted), dtype=np.uint8).reshape(granted, 16)
+        names = np.frombuffer(bytes.fromhex(self._system.token(16 * granted)), dtype=np.uint8).reshape(granted, 16)
         try:
             claim = await self._buffer.claim(names)
         except BaseException:

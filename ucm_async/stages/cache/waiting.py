@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ...engines.system import current_system
 from ...engines.waits import patient
 from ...errors import StoreError
-from ...native import WATCH_FILLING, Watcher
+from ...native import WATCH_FILLING
 from ...types import I64, U8, Reasons, Status
 from .transbuffer import TransBuffer
 
@@ -20,6 +21,9 @@ __all__ = ["WAIT_S_MAX", "Waiting"]
 
 WAIT_S_MAX: Final = 0.5
 """So long another's read is waited for, over all calls that want the block: who was stopped must stop nobody else."""
+
+WAIT_S_MIN: Final = 1e-6
+"""What is left below that is a rounding error: a timer may not even move the clock by it."""
 
 LOOK_EVERY_S: Final = 0.1
 """So often somebody who waits looks by himself: whether a reader died, which nobody tells."""
@@ -49,8 +53,7 @@ class Waiting:
         self._buffer = buffer
         self._table = buffer.table
         self._loop = asyncio.get_running_loop()
-        self._watcher = Watcher(buffer.table)
-        self._loop.add_reader(self._watcher.fileno(), self._told)
+        self._watcher = current_system().watch_table(buffer.table, self.look)
         self._tickets: list[_Ticket] = []
         self._timer: asyncio.TimerHandle | None = None
         self._reaping: asyncio.Task[None] | None = None
@@ -86,13 +89,17 @@ class Waiting:
                 self._rest()
         return self._watch(slots, generations)
 
-    def waited_s(self, slots: I64, generations: npt.NDArray[np.uint32]) -> float:
-        """Return for how long this process has been waiting for the oldest of these slots, now or in earlier calls."""
+    def left_s(self, slots: I64, generations: npt.NDArray[np.uint32]) -> float:
+        """Return for how long this process may go on waiting for these slots, in this call and later ones; 0: no more.
+
+        The oldest of them counts.
+        """
         now = self._loop.time()
         if len(self._first_seen) > FIRST_SEEN_MAX:
             self._forget()
         keys = zip(slots.tolist(), generations.tolist(), strict=True)
-        return now - min((self._first_seen.setdefault(key, now) for key in keys), default=now)
+        left_s = WAIT_S_MAX - now + min((self._first_seen.setdefault(key, now) for key in keys), default=now)
+        return left_s if left_s > WAIT_S_MIN else 0.0
 
     def _forget(self) -> None:
         """Forget what is filled by now, or else everything: then somebody waits a while longer."""
@@ -141,10 +148,6 @@ class Waiting:
         if self._timer is None:
             self._timer = self._loop.call_later(LOOK_EVERY_S, self._tick)
 
-    def _told(self) -> None:
-        self._watcher.clear()
-        self.look()
-
     def _tick(self) -> None:
         self._timer = None
         if not self._tickets:
@@ -173,5 +176,5 @@ class Waiting:
         self._rest()
         if self._reaping is not None:
             await asyncio.wait([self._reaping])
-        self._loop.remove_reader(self._watcher.fileno())
-        await asyncio.to_thread(self._watcher.close)
+        await self._watcher.aclose()
+        del self._watcher  # which knows this object: the memory must not wait for the collector of cycles

@@ -59,7 +59,9 @@ class Calls:
     trace
         Where answers are noted.
     idle
-        Tells whether no store has any write under way.
+        Tells whether no store has any call under way.
+    at_rest
+        Tells whether none, but for one, owes any block to the stage below either.
     coded
         Whether blocks are such that codecs make them shorter.
 
@@ -70,13 +72,21 @@ class Calls:
     """
 
     def __init__(
-        self, setting: Setting, model: Model, trace: Trace, idle: Callable[[], bool], *, coded: bool = False
+        self,
+        setting: Setting,
+        model: Model,
+        trace: Trace,
+        idle: Callable[[], bool],
+        at_rest: Callable[..., bool],
+        *,
+        coded: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._setting = setting
         self._model = model
         self._trace = trace
         self._idle = idle
+        self._at_rest = at_rest
         self.ids, self._data = contents(setting.blocks, setting.block_bytes, coded=coded)
         self._settled: list[tuple[U8, int, str]] = []
         self.verbs: dict[str, Callable[[StoreUnderTest, Step], Coroutine[Any, Any, Any]]] = {
@@ -86,6 +96,8 @@ class Calls:
             "prefix": self.prefix,
             "delete": self.delete,
             "flush": self.flush,
+            "lease": self.lease,
+            "prefetch": self.prefetch,
             "setup": self.setup,
         }
 
@@ -132,9 +144,12 @@ class Calls:
 
     def collecting(self, ids: U8, begins: bool) -> None:
         """Tell the model what is collected."""
-        blocks = [int((self.ids == one).all(axis=1).argmax()) for one in ids]
+        blocks = self._numbers(ids)
         self._trace.note("collecting" if begins else "collected", blocks)
         (self._model.collects if begins else self._model.collected)(blocks)
+
+    def _numbers(self, ids: U8) -> list[int]:
+        return [int((self.ids == one).all(axis=1).argmax()) for one in ids]
 
     def check_settled(self) -> None:
         """See that no memory was written to after its load had settled."""
@@ -161,6 +176,8 @@ class Calls:
 
     def _asks(self, store: StoreUnderTest, step: Step) -> Asked:
         timeout_s = TIMEOUT_S if step.timeout_s is None else step.timeout_s
+        if self._at_rest():
+            self._model.rests()
         return self._model.asks(store.number, step.blocks, step.shards, durability=step.durability, timeout_s=timeout_s)
 
     async def _result(self, task: Task, asked: Asked, step: Step) -> TaskResult:
@@ -203,7 +220,7 @@ class Calls:
             self._model.looked_up(asked, [True] * (last + 1) + [False], "prefix")
 
     async def delete(self, store: StoreUnderTest, step: Step) -> None:
-        """Delete blocks."""
+        """Delete blocks; those that the store itself owes to the stage below are waited for."""
         asked = self._asks(store, step)
         self._model.deletes(asked)
         idle = self._idle()
@@ -211,12 +228,38 @@ class Calls:
             await store.store.delete(self._ids_of(step))
         finally:
             self._trace.note(store.process.name, "deleted", step.blocks)
-            self._model.deleted(asked, idle=idle and self._idle())
+            self._model.deleted(asked, idle=idle and self._idle() and self._at_rest(store))
 
     async def flush(self, store: StoreUnderTest, step: Step) -> None:
-        """Wait for every dump that was accepted."""
+        """Wait for every dump that was accepted: those that it does not name are stored."""
+        flushing = self._model.flushes(store.number)
         failed = await store.store.flush()
         self._trace.note(store.process.name, "flush", len(failed))
+        if not store.process.dead:
+            told = np.array([list(one) for one in failed], dtype=np.uint8).reshape(-1, 16)
+            blocks = dict(zip(self._numbers(told), failed.values(), strict=True))
+            self._model.flushed(flushing, blocks)
+
+    async def lease(self, store: StoreUnderTest, step: Step) -> None:
+        """Look at blocks where they lie: nobody changes them before they are given back."""
+        asked = self._asks(store, step)
+        async with store.store.lease(self._ids_of(step), timeout=step.timeout_s) as views:
+            late = self._loop.time() >= asked.until_s
+            self._trace.note(store.process.name, "lease", [view is not None for view in views])
+            self._see_views(store, asked, views)
+            if not store.process.dead and not late:
+                self._model.leased(asked, [view is not None for view in views])
+            await asyncio.sleep(step.seconds)
+            self._see_views(store, asked, views)
+
+    def _see_views(self, store: StoreUnderTest, asked: Asked, views: list[memoryview | None]) -> None:
+        for number, view in zip(asked.blocks, views, strict=True):
+            if view is not None and not store.process.dead and bytes(view) != self._data[number].tobytes():
+                raise Violation(f"lease: block {number}: wrong bytes are lent")
+
+    async def prefetch(self, store: StoreUnderTest, step: Step) -> None:
+        """Have blocks brought nearer; nothing is promised."""
+        await store.store.prefetch(self._ids_of(step))
 
     async def setup(self, store: StoreUnderTest, step: Step) -> None:
         """Change what may change while the store runs."""

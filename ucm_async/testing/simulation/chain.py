@@ -22,7 +22,7 @@ __all__ = ["Chain"]
 FLAGS: Final = rq.FLAG_LINK | rq.FLAG_CHAIN | rq.FLAG_CACHED | rq.FLAG_IF_WELL
 CANCELED: Final = -errno.ECANCELED
 READS: Final = (rq.OP_READ, rq.OP_READV)
-MEMORY: Final = (rq.OP_COPY, rq.OP_CHECKSUM)
+MEMORY: Final = (rq.OP_COPY, rq.OP_CHECKSUM, rq.OP_MOVE)
 DIRECT_ALIGN: Final = 512
 
 Row = tuple[int, int, int, int, int, int, int]
@@ -204,7 +204,7 @@ class Chain:
         while stop < len(self._rows) and self._joins(self._rows[stop]):
             stop += 1
         for row in self._rows[self.running : stop]:
-            if row[0] & rq.OP_MASK == rq.OP_COPY:
+            if row[0] & rq.OP_MASK != rq.OP_CHECKSUM:
                 self._process.memory.look([(row[3], row[4])], True, "a copy")
                 self._process.memory.look([(row[2], row[4])], False, "a copy")
             else:

@@ -39,11 +39,14 @@ class _Clock:
 
     def __init__(self, stop_s: float) -> None:
         self.now_s = 0.0
+        self.before_time_passes: list[Callable[[], bool]] = []
         self._stop_s = stop_s
         self._turns = 0
 
     def select(self, timeout: float | None) -> tuple[()]:
         """Let `timeout` seconds pass."""
+        if timeout != 0 and any([look() for look in list(self.before_time_passes)]):
+            timeout = 0
         if timeout is None:
             raise SimulationError("every task waits, and nothing will ever happen")
         self._turns += 1
@@ -67,12 +70,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     ----------
     stop_s
         `SimulationError` is raised at this time: something waits that should not.
+
+    Attributes
+    ----------
+    before_time_passes
+        Asked when nothing is left to do at this time; True from one that has found something to do, or to schedule.
     """
 
     def __init__(self, stop_s: float = 1e6) -> None:
         super().__init__()
         self._selector = self._clock = _Clock(stop_s)
         self._clock_resolution = _CLOCK_STEP_S
+        self.before_time_passes = self._clock.before_time_passes
 
     def time(self) -> float:
         """Simulated seconds since the loop was made."""

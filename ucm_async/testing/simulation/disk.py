@@ -14,6 +14,7 @@ from typing import Final
 
 from .faults import Faults
 from .files import PAGE_BYTES, Directory, Edit, File, Node, survivors, synced_by
+from .namedmemory import NamedObject
 from .sharedmemory import Segment
 
 __all__ = ["OpenFile", "SimulatedDisk"]
@@ -76,6 +77,10 @@ class SimulatedDisk:
         Called whenever a file has got more space, notes and locks left out.
     shared
         What the machine's processes share beside the disk; a power cut takes it.
+    named
+        Memory that they share by name; it goes as well.
+    alive, processes
+        The pids of those that live, and how many there ever were.
     """
 
     def __init__(
@@ -94,6 +99,9 @@ class SimulatedDisk:
         self.writes_at_start = 0
         self.on_growth: Callable[[], None] = _nothing
         self.shared: dict[str, Segment] = {}
+        self.named: dict[str, NamedObject] = {}
+        self.alive: set[int] = set()
+        self.processes = 0
         self._writes = 0
         self._journal: list[Edit] = []
         self._stale: list[bytes] = []
@@ -354,6 +362,7 @@ class SimulatedDisk:
             edit.to_medium()
         self._journal.clear()
         self.shared.clear()
+        self.named.clear()
         self.used_bytes = 0
         seen: set[int] = set()
         self._restore(self.root, seen)

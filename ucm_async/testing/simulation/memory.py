@@ -69,6 +69,14 @@ class LazyMapping(mmap.mmap):
     page_mode = "simulated"
 
     @property
+    def length(self) -> int:
+        """Bytes of it."""
+        return len(self)
+
+    def populate(self, offset: int, length: int) -> None:
+        """Do nothing."""
+
+    @property
     def address(self) -> int:
         """Where it starts."""
         return ctypes.addressof(ctypes.c_ubyte.from_buffer(self))

@@ -6,18 +6,19 @@ done. Where calls overlap, it holds the store only to what is sure whichever cam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from ...errors import BusyError, StoreError
 from ...types import Durability, Status
 from .disk import SimulatedDisk
 from .faults import HONEST
 
 __all__ = ["Asked", "Model", "Violation"]
 
-NONE, STORED, SYNCED = range(3)
-_LEVELS: Final[dict[Durability, int]] = {"cached": NONE, "stored": STORED, "synced": SYNCED}
+NONE, CACHED, STORED, SYNCED = range(4)
+_LEVELS: Final[dict[Durability, int]] = {"cached": CACHED, "stored": STORED, "synced": SYNCED}
 _SYNCS: Final = ("sync_error",)
 _NO_SPACE: Final = ("short_write", "no_space")
 _READS: Final = ("read_error",)
@@ -37,7 +38,9 @@ class _Block:
     Attributes
     ----------
     promise
-        What survives: NONE, STORED (a kill), SYNCED (a power cut as well).
+        What survives: NONE, CACHED (no death of a process), STORED (a kill), SYNCED (a power cut as well).
+    cached_by, cached_errors
+        Which processes have promised that it is CACHED, and what had failed before the first of them did.
     possible
         It may be stored: at some time all of its shards were given to one process, and nothing has surely removed it.
     possible_s
@@ -46,8 +49,10 @@ class _Block:
         Changes whenever something happens after which an answer that is under way proves nothing.
     torn, torn_s
         A power cut may have left some of its bytes, and when it last may have.
-    dumps
+    dumps, deletes
         How many are under way.
+    overtaken
+        A dump began while a delete was under way, which need not have seen it.
     syncing
         Synced dumps that may still be at it, by process: a sync that fails may cost them the copy that was there.
     believers
@@ -63,8 +68,11 @@ class _Block:
     torn_s: float = -1.0
     dumps: int = 0
     deletes: int = 0
+    overtaken: bool = False
     syncing: list[Asked] = field(default_factory=list)
     believers: set[int] = field(default_factory=set)
+    cached_by: set[int] = field(default_factory=set)
+    cached_errors: int = 0
 
 
 @dataclass(slots=True)
@@ -103,7 +111,18 @@ class Asked:
     failed_syncs: int
     refusals: int
     life: int
+    write_failures: int
     cancelled: bool = False
+
+
+@dataclass(slots=True)
+class Flushing:
+    """A flush under way, and the blocks that it is about, with their epochs."""
+
+    process: int
+    life: int
+    blocks: dict[int, int]
+    alone: bool
 
 
 class Model:
@@ -123,6 +142,8 @@ class Model:
         Whether the store has a bound on its space, and so may refuse what there is room for on the disk.
     grows
         Whether room for blocks comes in segments: where one cannot be made, or not in time, others make room.
+    caches
+        Whether "cached" means that, and whether a call may learn of what went wrong with another one's read.
     """
 
     def __init__(
@@ -135,6 +156,7 @@ class Model:
         keeps_shards: bool = True,
         bounded: bool = False,
         grows: bool = False,
+        caches: bool = False,
     ) -> None:
         self._full = (1 << shards) - 1
         self._blocks = [_Block() for _ in range(blocks)]
@@ -145,6 +167,9 @@ class Model:
         self._keeps_shards = keeps_shards
         self._bounded = bounded
         self._grows = grows
+        self._caches = caches
+        self._errors_at_rest = self._refusals_at_rest = 0
+        self._flushing: list[Flushing] = []
         self._excused = 0
         self._reads_failed = 0
 
@@ -163,6 +188,22 @@ class Model:
         self._lives[process] = self._lives.get(process, 0) + 1
         for block in self._blocks:
             block.believers.discard(process)
+
+    def rests(self) -> None:
+        """Nothing is under way: what has gone wrong until now can be no reason for what comes."""
+        self._errors_at_rest = self._disk.faults.count(HONEST)
+        self._refusals_at_rest = self._disk.faults.count(_NO_SPACE)
+
+    def died(self, process: int) -> None:
+        """A process has died: what is only cached may have been its own."""
+        self.ended(process)
+        for block in self._blocks:
+            if block.promise == CACHED:
+                self._forget_cached(block)
+
+    def _forget_cached(self, block: _Block) -> None:
+        block.promise = NONE
+        block.epoch += 1
 
     def ended(self, process: int) -> None:
         """A process has closed its store, or died: shards of blocks that were not whole are gone."""
@@ -208,19 +249,21 @@ class Model:
         timeout_s: float = float("inf"),
     ) -> Asked:
         """A call begins."""
+        faults = self._disk.faults
         return Asked(
             process,
             blocks,
             shards,
-            _LEVELS[durability],
+            _LEVELS[durability] if self._caches or durability != "cached" else NONE,
             self._now_s(),
             self._now_s() + timeout_s,
             [self._blocks[block].epoch for block in blocks],
             [self._blocks[block].promise for block in blocks],
-            self._disk.faults.count(HONEST),
-            self._disk.faults.count(_SYNCS),
-            self._disk.faults.count(_NO_SPACE),
+            self._errors_at_rest if self._caches else faults.count(HONEST),
+            faults.count(_SYNCS),
+            self._refusals_at_rest if self._caches else faults.count(_NO_SPACE),
             self._lives[process],
+            self._write_failures(),
         )
 
     def dumps(self, asked: Asked) -> None:
@@ -229,6 +272,7 @@ class Model:
         for row, number in enumerate(asked.blocks):
             block = self._blocks[number]
             block.dumps += 1
+            block.overtaken |= block.deletes > 0
             if asked.level == SYNCED:
                 block.syncing.append(asked)
             bits = self._full if asked.shards is None else 1 << asked.shards[row]
@@ -270,16 +314,21 @@ class Model:
             return
         if asked.shards is None:
             process.muddy.discard(number)
-            self._promise(number, asked.level)
+            self._promise(number, asked.level, asked)
             return
         process.done[number] = process.done.get(number, 0) | 1 << asked.shards[row]
         process.level[number] = min(process.level.get(number, SYNCED), asked.level)
         if process.done[number] == self._full and number not in process.muddy and self._keeps_shards:
-            self._promise(number, process.level[number])
+            self._promise(number, process.level[number], asked)
 
-    def _promise(self, number: int, level: int) -> None:
+    def _promise(self, number: int, level: int, asked: Asked) -> None:
         block = self._blocks[number]
-        if level:  # also where a power cut had left a torn copy of it, which the dump has found
+        if level == CACHED and block.promise <= CACHED:
+            if block.promise == NONE:
+                block.cached_by.clear()
+                block.cached_errors = asked.write_failures
+            block.cached_by.add(asked.process)
+        if level >= STORED:  # also where a power cut had left a torn copy of it, which the dump has found
             self._is_sound(block)
         if not block.torn:
             block.promise = max(block.promise, level)
@@ -300,7 +349,7 @@ class Model:
                     raise Violation(f"load: row {row}, block {number}: wrong bytes are returned as good")
                 if not self._was_possible(block, asked):
                     raise Violation(f"load: row {row}, block {number}: OK, and it was never whole, or is deleted")
-                if asked.shards is None and asked.epochs[row] == block.epoch:
+                if asked.shards is None and asked.epochs[row] == block.epoch and not self._caches:
                     self._is_sound(block)
             elif status == Status.MISS:
                 self._check_absent(asked, row, "load: MISS")
@@ -308,6 +357,63 @@ class Model:
                 self._check_corrupt(asked, row)
             else:
                 self._check_failure(asked, row, status, "load")
+
+    def leased(self, asked: Asked, lent: Sequence[bool]) -> None:
+        """Blocks are lent in time, or not."""
+        for row, (number, there) in enumerate(zip(asked.blocks, lent, strict=True)):
+            if there and not self._was_possible(self._blocks[number], asked):
+                raise Violation(f"lease: block {number} is lent, and it was never whole, or is deleted")
+            if not there and self._disk.faults.count(HONEST) == asked.errors:
+                self._check_absent(asked, row, "lease: not lent")
+
+    def flushes(self, process: int) -> Flushing:
+        """A flush begins, or the end of a store, which writes what is owed."""
+        alone = all(one.process != process for one in self._flushing)
+        blocks = {
+            number: block.epoch
+            for number, block in enumerate(self._blocks)
+            if block.promise == CACHED and block.cached_by == {process}
+        }
+        flushing = Flushing(process, self._lives[process], blocks, alone)
+        for one in self._flushing:
+            one.alone &= one.process != process
+        self._flushing.append(flushing)
+        return flushing
+
+    def flushed(self, flushing: Flushing, failed: Mapping[int, StoreError]) -> None:
+        """It has ended: what it does not name is stored now. Two at a time share what failed between them."""
+        self._flushing.remove(flushing)
+        if flushing.process not in self._processes or self._lives[flushing.process] != flushing.life:
+            return
+        for number, error in failed.items():
+            if not (self._bounded or self._write_failures() or isinstance(error, BusyError)):
+                raise Violation(f"flush: block {number} failed for no reason: {error}")
+            if self._blocks[number].promise == CACHED:
+                self._forget_cached(self._blocks[number])
+        if flushing.alone:
+            self._are_stored(flushing)
+
+    def closed(self, flushing: Flushing) -> None:
+        """A store is closed: what it owed is stored, or lost with nobody but the log to tell."""
+        self._flushing.remove(flushing)
+        for number in flushing.blocks:
+            block = self._blocks[number]
+            if block.promise == CACHED and self._may_be_given_up(block):
+                self._forget_cached(block)
+        self._are_stored(flushing)
+
+    def _are_stored(self, flushing: Flushing) -> None:
+        for number, epoch in flushing.blocks.items():
+            block = self._blocks[number]
+            if block.promise == CACHED and block.epoch == epoch:
+                block.promise = STORED
+
+    def _may_be_given_up(self, block: _Block) -> bool:
+        """Tell whether a block that is only cached may have been refused by the stage below."""
+        return self._bounded or self._write_failures() > block.cached_errors
+
+    def _write_failures(self) -> int:
+        return self._disk.faults.count((*HONEST, *(_NO_SEGMENT if self._grows else _NO_SPACE)))
 
     def looked_up(self, asked: Asked, found: Sequence[bool], what: str) -> None:
         """A lookup has ended, or the part of a prefix lookup that it tells about."""
@@ -328,6 +434,7 @@ class Model:
             block = self._blocks[number]
             block.promise = NONE
             block.epoch += 1
+            block.overtaken &= block.deletes > 0
             block.deletes += 1
             self._forget_shards(number)
 
@@ -341,7 +448,7 @@ class Model:
             if not self._lives_on(asked):
                 continue
             mine = self._processes[asked.process]
-            if idle and not failed and not block.dumps and not block.deletes:
+            if idle and not failed and not block.dumps and not block.deletes and not block.overtaken:
                 for process in self._processes.values():
                     if process is mine or (
                         process.given.get(number) == self._full and number not in process.muddy
@@ -380,6 +487,9 @@ class Model:
             return
         if self._may_have_lost_it(block):
             return
+        if block.promise == CACHED and self._may_be_given_up(block):
+            self._forget_cached(block)
+            return
         self._lost(number, what)
 
     def _check_corrupt(self, asked: Asked, row: int) -> None:
@@ -394,7 +504,7 @@ class Model:
         """A block that should be there is not: somebody must have lied, and each lie excuses one block."""
         block = self._blocks[number]
         if self._excused >= self._disk.lies:
-            level = ("written", "stored", "synced")[block.promise]
+            level = ("written", "cached", "stored", "synced")[block.promise]
             raise Violation(f"{what}: block {number}, which was {level}")
         self._excused += 1
         block.promise = NONE

@@ -45,6 +45,8 @@ class Setting:
         Configuration keys.
     cap_bytes, quota_bytes
         The bounds that the stores must keep, of all namespaces and of their own one; 0 for none.
+    cache_slots, behind_blocks
+        Of a Cache: its slots, and how many blocks it may owe to the stage below, 0 for the default.
     last
         How the run ends: "close", "kill" or "power cut". What was promised must then be there.
     """
@@ -64,6 +66,8 @@ class Setting:
     last: str
     cap_bytes: int = 0
     quota_bytes: int = 0
+    cache_slots: int = 0
+    behind_blocks: int = 0
 
     @property
     def bounded(self) -> bool:
@@ -101,7 +105,8 @@ class Step:
     Attributes
     ----------
     verb
-        "dump", "load", "lookup", "prefix", "delete", "flush", "setup", "join" (wait for what was asked of the process),
+        "dump", "load", "lease", "prefetch", "lookup", "prefix", "delete", "flush", "setup", "join" (wait for what was
+        asked of the process),
         "reopen", "kill", "power cut", "hang", "flip".
     process
         Which store is asked.
@@ -114,7 +119,7 @@ class Step:
     registered
         Whether the memory is registered.
     seconds
-        How long a hang lasts; for "kill", operations on the disk until it happens.
+        How long a hang lasts, or a lease; for "kill", operations on the disk until it happens.
     pause_s
         What passes before the next step.
     """

@@ -6,21 +6,24 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 from ...abc import Engine
 from ...engines import requests as rq
-from ...engines.sharedmemory import SharedMemory
+from ...engines.namedmemory import NamedMemory
+from ...engines.sharedmemory import MEMORY_DIRECTORY, SharedMemory
 from ...engines.system import System
-from ...native import Mapping
+from ...engines.watching import TableWatcher
+from ...native import BlockTable, Mapping
 from ...types import U8
 from .disk import AT_REMOVEDIR, OpenFile, SimulatedDisk
 from .engine import SimulatedEngine
 from .faults import Faults
 from .files import Directory, File
 from .memory import LazyMapping, MemoryWatch, Ranges, put, take, text_at
+from .namedmemory import SimulatedNamedMemory, SimulatedTableWatcher
 from .sharedmemory import SimulatedMemory
 from .trace import Trace
 
@@ -73,6 +76,10 @@ class SimulatedProcess(System):
         self._trace = trace or Trace()
         self._descriptors: dict[int, OpenFile] = {}
         self._next_descriptor = FIRST_DESCRIPTOR
+        self._named: list[SimulatedNamedMemory] = []
+        disk.processes += 1
+        self._pid = disk.processes
+        disk.alive.add(self._pid)
         self._engines: list[SimulatedEngine] = []
 
     @property
@@ -99,6 +106,9 @@ class SimulatedProcess(System):
         self._descriptors.clear()
         for memory in self._shared:
             memory.die()
+        for named in self._named:
+            named.die()
+        self.disk.alive.discard(self._pid)
         self.on_death()
 
     def _count_down(self) -> None:
@@ -113,7 +123,18 @@ class SimulatedProcess(System):
             raise OSError(errno.EIO, "the process is dead")
         return self.disk
 
+    def lives_on(self) -> bool:
+        """Count an operation of the kernel that is none on the disk; False if the process is dead by then."""
+        self._count_down()
+        return not self.dead
+
+    def must_live(self) -> None:
+        """Count such an operation; OSError where `lives_on` is False."""
+        self._live()
+
     # ---- ucm_async.engines.system.System
+
+    late_reads_s = 0  # what the dead have begun is over, or never comes
 
     def exists(self, path: Path) -> bool:
         """See `System.exists`."""
@@ -232,13 +253,36 @@ class SimulatedProcess(System):
     def free_bytes(self, path: Path) -> int:
         """See `System.free_bytes`."""
         disk = self._live()
-        return disk.capacity_bytes - disk.used_bytes
+        return MEMORY_BYTES if path == MEMORY_DIRECTORY else disk.capacity_bytes - disk.used_bytes
 
     def shared_memory(self, path: Path, nbytes: int) -> SharedMemory:
         """See `System.shared_memory`."""
         memory = SimulatedMemory(self._live().shared, str(path), nbytes)
         self._shared.append(memory)
         return memory
+
+    def named_memory(self, name: str) -> NamedMemory:
+        """See `System.named_memory`."""
+        self._live()
+        memory = SimulatedNamedMemory(name, self)
+        self._named.append(memory)
+        return memory
+
+    def watch_table(self, table: BlockTable, on_change: Callable[[], None]) -> TableWatcher:
+        """See `System.watch_table`."""
+        return SimulatedTableWatcher(self, table, on_change)
+
+    def own_identity(self) -> tuple[int, int]:
+        """See `System.own_identity`: pids are never used again."""
+        return self._pid, 1
+
+    def dead_among(self, identities: Iterable[tuple[int, int, int]]) -> list[int]:
+        """See `System.dead_among`; to the dead everybody lives."""
+        return [number for number, pid, _ in identities if not self.dead and pid not in self.disk.alive]
+
+    def pid_namespace(self) -> int:
+        """See `System.pid_namespace`: there is one."""
+        return 1
 
     def boot_name(self) -> str:
         """See `System.boot_name`."""
@@ -287,7 +331,7 @@ class SimulatedProcess(System):
         """See `System.direct_reason`."""
         return "" if self.disk.direct else "this simulated disk has no O_DIRECT"
 
-    def map_memory(self, length: int, fd: int) -> Mapping:
+    def map_memory(self, length: int, fd: int, *, populate: bool = True) -> Mapping:
         """See `System.map_memory`. Pages come when they are touched: a simulated store uses few of them."""
         made: Any = LazyMapping(-1, length) if fd < 0 else Mapping(length, fd)
         return cast(Mapping, made)
@@ -421,6 +465,8 @@ def _nothing(*_: object) -> None:
 
 
 SECTOR: Final = 512
+MEMORY_BYTES: Final = 1 << 40
+"""Room for memory by name; what there is to see of its end needs no simulation."""
 SHARE_COLD: Final = 0.1
 """How often an open with FLAG_CACHED would need the disk."""
 

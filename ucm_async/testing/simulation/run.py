@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from .cached import with_cache
 from .clock import SimulatedLoop, SimulationError
 from .faults import Faults
 from .model import Violation
@@ -72,7 +73,10 @@ def run_seed(seed: int, *, steps: int = STEPS, pipeline: str = "Posix", digest: 
     """
     generator = random.Random(seed)
     whole = draw_plan(generator, seed, max(steps, STEPS))
-    plan = Plan(seed, whole.setting.suited_to(pipeline), whole.steps[:steps])
+    plan = replace(whole, setting=whole.setting.suited_to(pipeline))
+    if "Cache" in pipeline:
+        plan = with_cache(plan)
+    plan = replace(plan, steps=plan.steps[:steps])
     return run_plan(plan, generator, pipeline=pipeline, digest=digest)
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from ...engines.sharedmemory import SharedMemory
 from .clock import SimulationError
 
-__all__ = ["Segment", "SimulatedMemory"]
+__all__ = ["Segment", "SimulatedMemory", "make_private"]
 
 
 class Segment:
@@ -120,12 +120,12 @@ class SimulatedMemory(SharedMemory):
             return
         segment = self._segment
         if self in segment.attached:
-            _make_private(self.memory, segment.fd)
+            make_private(self.memory, segment.fd)
         segment.let_go(self)
         self._dead = True
 
 
-def _make_private(memory: mmap.mmap, fd: int) -> None:
+def make_private(memory: mmap.mmap, fd: int) -> None:
     """Replace a mapping, in its place, by one that is copied on write (mmap(2): MAP_PRIVATE, MAP_FIXED)."""
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     flags = mmap.MAP_PRIVATE | _MAP_FIXED

@@ -27,7 +27,9 @@ TIMEOUT_S: Final = 2.0
 REGISTERED_BLOCKS: Final = 6
 PAGE_BYTES: Final = 4096
 QUIET_S: Final = 0.01
-_AT_REST: Final = ("leased", "in_flight", "queued", "running", "waiting", "waiting_slices")
+BURIAL_S: Final = 10.0
+"""What the objects of a dead process need to find it out: what a Cache owes is tried again, and may wait for room."""
+_AT_REST: Final = ("leased", "lent", "in_flight", "queued", "running", "waiting", "waiting_slices", "owed_bytes")
 """Counters that are zero in a store that has nothing to do, wherever they stand in its statistics."""
 
 
@@ -57,8 +59,14 @@ def keys_of(setting: Setting, pipeline: str) -> dict[str, Any]:
         "partial_blocks_max": setting.partial_blocks_max,
         "posix_capacity_gb": cap_bytes / (1 << 30),
         "namespace_quota_gb": setting.quota_bytes / (1 << 30),
-        "share_buffer_enable": False,
-        "cache_buffer_capacity_gb": 2**-10,
+    } | (_cache_keys(setting) if "Cache" in pipeline else {})
+
+
+def _cache_keys(setting: Setting) -> dict[str, Any]:
+    slot_bytes = -(-setting.block_bytes // PAGE_BYTES) * PAGE_BYTES
+    return {
+        "cache_buffer_capacity_gb": setting.cache_slots * slot_bytes / (1 << 30),
+        "dump_behind_bytes": setting.behind_blocks * setting.block_bytes,
     }
 
 
@@ -165,6 +173,11 @@ class StoreUnderTest:
         tasks = self.store.statistics().tasks
         return tasks.submitted == tasks.finished
 
+    def at_rest(self) -> bool:
+        """Tell whether nothing is under way, and nothing is owed to a stage below either."""
+        cache = {} if self._closed else _cache(self.store.statistics())
+        return self.idle() and not (cache and cache["behind"]["owed_bytes"])
+
     async def quiet(self, patience_s: float) -> None:
         """Wait until nothing is under way, and see that nothing is kept then."""
         loop = asyncio.get_running_loop()
@@ -178,7 +191,7 @@ class StoreUnderTest:
         told = self.store.statistics()
         if told.tasks.submitted != told.tasks.finished:
             return [f"{told.tasks.submitted - told.tasks.finished} tasks are not finished"]
-        return list(_counts("", told.pipeline))
+        return [*_counts("", told.pipeline), *_kept(_cache(told))]
 
     async def close(self) -> None:
         """Close the store, and see that nothing stays open."""
@@ -191,8 +204,24 @@ class StoreUnderTest:
     async def bury(self) -> None:
         """Let go of a store whose process is dead: the Python objects remain, and must come to their end as well."""
         await self.join()
-        await self.quiet(1.0)
+        await self.quiet(BURIAL_S)
         await self.close()
+
+
+def _cache(told: Any) -> dict[str, Any]:
+    """Return what a Cache tells of itself; nothing without one."""
+    return dict(told.pipeline["Cache"]["stage"]) if "Cache" in told.pipeline else {}
+
+
+def _kept(cache: dict[str, Any]) -> Iterator[str]:
+    """Name what a Cache keeps that has nothing to do: no more than a slot for each block that is not whole."""
+    if not cache:
+        return
+    if cache["buffer"]["leases"] > cache["partial_blocks"]:
+        yield f"{cache['buffer']['leases']} slots are held, for {cache['partial_blocks']} partial blocks"
+    for name, share in cache["admission"].items():
+        if share["taken"] > (cache["partial_blocks"] if name == "partial_dumps" else 0):
+            yield f"admission.{name}.taken is {share['taken']}"
 
 
 def _counts(where: str, told: Any) -> Iterator[str]:

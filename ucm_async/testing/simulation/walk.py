@@ -74,8 +74,9 @@ class Walk:
             keeps_shards=setting.partial_blocks_max >= setting.blocks and not (tight and "Slab" in pipeline),
             bounded=setting.bounded,
             grows="Slab" in pipeline,
+            caches="Cache" in pipeline,
         )
-        self._calls = Calls(setting, self._model, self.trace, self._idle, coded="Compress" in pipeline)
+        self._calls = Calls(setting, self._model, self.trace, self._idle, self._at_rest, coded="Compress" in pipeline)
         self._stores: list[StoreUnderTest] = []
         self._data_bytes_max = 0
         if setting.bounded:
@@ -140,7 +141,7 @@ class Walk:
             store = StoreUnderTest(number, process, self._plan.setting, self._pipeline)
             if await store.open():
                 self._model.started(number)
-                process.on_death = lambda: self._model.ended(number)
+                process.on_death = lambda: self._model.died(number)
                 process.on_collecting = self._calls.collecting
                 return store
 
@@ -153,8 +154,10 @@ class Walk:
         store = self._stores[number]
         await store.join()
         await store.quiet(PATIENCE_S)
+        closing = self._model.flushes(number)
         self._model.ended(number)
         await store.close()
+        self._model.closed(closing)
         self._stores[number] = await self._start(number)
 
     async def _kill_all(self, *, power: bool) -> None:
@@ -172,6 +175,9 @@ class Walk:
 
     def _idle(self) -> bool:
         return all(store.process.dead or store.idle() for store in self._stores)
+
+    def _at_rest(self, but: StoreUnderTest | None = None) -> bool:
+        return all(store.process.dead or store is but or store.at_rest() for store in self._stores)
 
     # ---- the end
 
@@ -201,6 +207,8 @@ class Walk:
             await store.quiet(PATIENCE_S)
             await store.close()
         self._see_bound()
+        if self.disk.named and not any(store.process.dead for store in self._stores):  # one may die as it closes
+            raise Violation(f"shared memory is left: {', '.join(self.disk.named)}")
         self._calls.check_settled()
         left = len(asyncio.all_tasks()) - 1
         if left:
