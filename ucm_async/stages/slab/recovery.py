@@ -61,12 +61,15 @@ class Headers:
         Slots that begin with something else, and why that is no header.
     unreadable
         int64, shape (m,): slots that could not be read.
+    lost
+        int64, shape (k,): those of `slots` with blocks that a failed sync may have lost.
     """
 
     slots: I64
     ids: U8
     bad: dict[int, str] = field(default_factory=dict)
     unreadable: I64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    lost: I64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 async def read_headers(
@@ -236,4 +239,6 @@ def fill(table: SlotTable, geometry: SlabGeometry, kinds: dict[int, int], found:
         table.spoil(unreadable)
         table.give(first + np.flatnonzero(free))
         stored += int((results == 0).sum())
+    for slot in found.lost.tolist():
+        table.distrust(slot, 1)
     return stored
