@@ -43,6 +43,7 @@ class Sink:
 
     def __init__(self, queues: int = 2, room: int = 1000) -> None:
         self.queues = queues
+        self.whole_blocks = False
         self.inboxes: list[list[Slice]] = [[] for _ in range(queues)]
         self._room = [asyncio.Semaphore(room) for _ in range(queues)]
 

@@ -67,3 +67,19 @@ def test_small_rows_stay_together(count: int, queues: int) -> None:
     """What a slice costs would outweigh what it overlaps."""
     cuts = cut_slices(block_ids(range(count)), 4096, slice_bytes=8 * MIB, queues=queues)
     assert all(stop - start >= 16 for start, stop in cuts[:-1])
+
+
+def test_a_block_that_comes_back_stays_in_one_slice() -> None:
+    """Layer by layer: cut only where the slice would be too large, if the stage works on whole blocks."""
+    ids = np.tile(block_ids(range(32)), (8, 1))
+    assert len(cut_slices(ids, MIB, slice_bytes=1024 * MIB, queues=4)) == 4
+    assert cut_slices(ids, MIB, slice_bytes=1024 * MIB, queues=4, whole_blocks=True) == [(0, 256)]
+    assert cut_slices(ids, MIB, slice_bytes=100 * MIB, queues=4, whole_blocks=True) == [
+        (0, 100),
+        (100, 200),
+        (200, 256),
+    ]
+    together = np.repeat(block_ids(range(32)), 8, axis=0)
+    for rows in (together, block_ids(range(32))):
+        usual = cut_slices(rows, MIB, slice_bytes=1024 * MIB, queues=4)
+        assert cut_slices(rows, MIB, slice_bytes=1024 * MIB, queues=4, whole_blocks=True) == usual

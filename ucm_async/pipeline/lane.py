@@ -78,6 +78,8 @@ class Lane:
     ----------
     short_way_bytes_max
         Larger slices are not offered to `begin`, nor parts of larger tasks: what it does is done before `load` returns.
+    whole_blocks
+        Whether the stage works on whole blocks; see `ucm_async.tasks.cut_slices`.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Lane:
         self._inboxes: list[asyncio.Queue[Slice]] = [asyncio.Queue(depth) for _ in range(queues)]
         self._begin = begin
         self.short_way_bytes_max = Stage.short_way_bytes_max
+        self.whole_blocks = False
         self._slices = self._batches = self._running = self._dropped = self._short = self._late = 0
         self._closed = False
         self._returning: set[asyncio.Task[None]] = set()

@@ -56,15 +56,19 @@ class Operator:
             batch_bytes=batch_bytes,
             begin=self._begin_load,
         )
-        self.load_lane.short_way_bytes_max = stage.short_way_bytes_max
         self.dump_lane = Lane(
             f"{stage.name}-dump", self._dump_batch, queues=queues, depth=depth, batch_bytes=batch_bytes
         )
+        self._fit_lanes(stage)
 
     def start(self, group: TaskGroup) -> None:
         """Start the workers of both lanes."""
         self.load_lane.start(group)
         self.dump_lane.start(group)
+
+    def _fit_lanes(self, stage: Stage) -> None:
+        self.load_lane.short_way_bytes_max = stage.short_way_bytes_max
+        self.load_lane.whole_blocks = self.dump_lane.whole_blocks = stage.encodes
 
     # ---- driving the stage
 
@@ -101,7 +105,7 @@ class Operator:
     async def replace(self, stage: Stage) -> None:
         """Put an opened `stage` in the place of the present one, and close that when its last batch has left."""
         old, self.stage = self.stage, stage
-        self.load_lane.short_way_bytes_max = stage.short_way_bytes_max
+        self._fit_lanes(stage)
         if id(old) in self._users:
             left = self._left[id(old)] = asyncio.get_running_loop().create_future()
             await left

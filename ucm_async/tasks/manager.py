@@ -26,6 +26,7 @@ class SliceSink(Protocol):
     """Where slices go: a lane of the first stage."""
 
     queues: int
+    whole_blocks: bool
 
     def put_nowait(self, one: Slice, queue: int) -> None:
         """Put a slice into the inbox of one of the queues; `WouldBlock` if that is full."""
@@ -115,7 +116,9 @@ class TaskManager:
             return task
         self._tasks[task] = None
         sink = self._sinks[lane]
-        cuts = cut_slices(ids, memory.row_bytes, slice_bytes=self._slice_bytes, queues=sink.queues)
+        cuts = cut_slices(
+            ids, memory.row_bytes, slice_bytes=self._slice_bytes, queues=sink.queues, whole_blocks=sink.whole_blocks
+        )
         task.expect_slices(len(cuts))
         for start, stop in cuts:
             queue = self._next_queue[lane]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..types import U8
+from .groups import group_blocks
 
 __all__ = ["cut_slices"]
 
@@ -15,7 +16,9 @@ SLICE_ROWS_MIN = 16
 """Nor with fewer rows than this, where rows are small."""
 
 
-def cut_slices(ids: U8, row_bytes: int, *, slice_bytes: int, queues: int) -> list[tuple[int, int]]:
+def cut_slices(
+    ids: U8, row_bytes: int, *, slice_bytes: int, queues: int, whole_blocks: bool = False
+) -> list[tuple[int, int]]:
     """Cut rows into consecutive runs, one a slice.
 
     Enough slices to occupy every queue, none above `slice_bytes`; the shards of one block that follow each other stay
@@ -31,6 +34,9 @@ def cut_slices(ids: U8, row_bytes: int, *, slice_bytes: int, queues: int) -> lis
         Upper bound of a slice; a single row may exceed it.
     queues
         How many queues there are to fill.
+    whole_blocks
+        The shards of a block belong together although they do not follow each other, as in a task that goes layer by
+        layer: such a task is cut only where `slice_bytes` wants it.
 
     Returns
     -------
@@ -47,6 +53,8 @@ def cut_slices(ids: U8, row_bytes: int, *, slice_bytes: int, queues: int) -> lis
         return [(0, n)]
     words = ids.view(np.uint64)
     new_block = np.flatnonzero((words[1:] != words[:-1]).any(axis=1)) + 1
+    if whole_blocks and len(group_blocks(ids)[0]) <= len(new_block):  # some block comes back
+        return [(start, min(start + most, n)) for start in range(0, n, most)]
     if len(new_block) == n - 1:
         return [(start, min(start + step, n)) for start in range(0, n, step)]
     return _cut_at_blocks(np.append(new_block, n), n, step, most)

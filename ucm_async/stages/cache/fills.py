@@ -15,7 +15,7 @@ from .waiting import Waiting
 
 __all__ = ["PARTS_AT_A_TIME", "PART_BYTES", "Filler", "cut_parts"]
 
-PART_BYTES: Final = 16 << 20
+PART_BYTES: Final = 12 << 20
 """Blocks of a batch are asked for in parts of about so much: what is in can be delivered while the rest is read. With
 smaller ones, processes that wait for the same blocks are woken so often that they hold each other up."""
 

@@ -164,7 +164,8 @@ class TransBuffer:
             self._reaping = asyncio.ensure_future(self._reap())
 
     async def _reap(self) -> None:
-        self.reaped += await asyncio.to_thread(reap_dead, self.table)
+        reaped = await asyncio.to_thread(reap_dead, self.table)
+        self.reaped += reaped  # not in one line, which would read the count before it waits
 
     async def aclose(self) -> None:
         """Leave the segment. Nothing of it may be in use any more. Idempotent."""

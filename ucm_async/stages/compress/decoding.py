@@ -9,13 +9,14 @@ import numpy as np
 
 from ...abc import Batch
 from ...coding import CODING_CHECKSUM, Codings, EncodedRows
-from ...errors import CorruptError, StoreError
+from ...errors import CorruptError, StoreError, UnknownCodecError
 from ...native import execute
 from ...tasks import group_blocks, reasons_of
 from ...types import I64, U8, U64, Bools, Reasons, Status
 from .codecs import Context, codec_name, decode, failure_of
 from .lane import LaneMeans, live_rows
 from .units import Geometry, Units, distinct, in_order, parts_of, shares_of
+from .unserved import Unserved
 from .workers import all_of
 
 __all__ = ["Decoder"]
@@ -24,12 +25,12 @@ __all__ = ["Decoder"]
 class Decoder:
     """Brings batches from blocks of any codec.
 
-    `refuse_lossy`: blocks that were stored with loss are CORRUPT, and stay where they are.
+    What cannot be served is CORRUPT, stays where it is, and is `unserved` from then on.
     """
 
-    def __init__(self, means: LaneMeans, *, refuse_lossy: bool) -> None:
+    def __init__(self, means: LaneMeans, unserved: Unserved) -> None:
         self.means = means
-        self._refuse_lossy = refuse_lossy
+        self._unserved = unserved
 
     async def load(self, batch: Batch) -> None:
         """Bring the rows of `batch` that are still wanted."""
@@ -73,7 +74,8 @@ class Decoder:
         batch.report(rows[~missing & ~chosen], Status.CANCELLED)
         lossy = chosen & decoding.encoded.lossy[decoding.group]
         self.means.counts["lossy_rows"] += int(lossy.sum())
-        if self._refuse_lossy and lossy.any():
+        if self._unserved.refuse_lossy and lossy.any():
+            self._unserved.add(decoding.ids[np.unique(decoding.group[lossy])])
             for g in np.unique(decoding.group[lossy]).tolist():
                 number = int(decoding.encoded.codecs[g].max())
                 why = f"the block is stored with loss, by codec {codec_name(number)!r}, and refuse_lossy is set"
@@ -89,6 +91,8 @@ class Decoder:
         good = decoding.rows_well()
         batch.report(rows[good], Status.OK)
         self.means.counts["rows"] += int(good.sum())
+        if len(self._unserved):
+            self._unserved.discard(decoding.ids[np.unique(decoding.group[good])])
         if good.sum() == decoding.chosen.sum():
             return
         failures = decoding.failures()
@@ -96,6 +100,8 @@ class Decoder:
         if corrupt:
             self.means.counts["corrupt"] += len(corrupt)
             await self.means.lower.set_aside(np.ascontiguousarray(decoding.ids[corrupt]))
+        unknown = [g for g, failure in failures.items() if isinstance(failure, UnknownCodecError)]
+        self._unserved.add(decoding.ids[unknown])
         bad = decoding.chosen & ~good
         for g, failure in failures.items():
             status = Status.CORRUPT if isinstance(failure, CorruptError) else Status.IO_ERROR

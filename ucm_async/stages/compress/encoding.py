@@ -15,6 +15,7 @@ from ...types import I64, U8, U64, Bools, Reasons, Status
 from .codecs import Codec, Context, failure_of, make_codec
 from .lane import LaneMeans, live_rows
 from .units import Geometry, Units, distinct, in_order, parts_of, shares_of
+from .unserved import Unserved
 from .workers import all_of
 
 __all__ = ["Encoder"]
@@ -28,14 +29,17 @@ class Encoder:
     Blocks that are all there are packed into one row for the stage below; shards of others go one by one.
     """
 
-    def __init__(self, means: LaneMeans, codec: Codec) -> None:
+    def __init__(self, means: LaneMeans, codec: Codec, unserved: Unserved) -> None:
         self.means = means
         self._codec = codec
+        self._unserved = unserved
         self._plain = make_codec("raw")
 
     async def dump(self, batch: Batch) -> None:
         """Take the rows of `batch` that are still wanted."""
         rows = live_rows(batch)
+        removed = await self._unserved.make_way(batch.ids[rows])
+        self.means.counts["made_way"] += removed
         if batch.durability != "synced":
             rows = await self._skip_stored(batch, rows)
         while len(rows):

@@ -14,8 +14,9 @@ from ...types import U8, Bools
 from .codecs import Codec, Layout, make_codec
 from .decoding import Decoder
 from .encoding import Encoder
-from .lane import LaneMeans
+from .lane import DUMP_PART_BYTES_MAX, LOAD_PART_BYTES_MAX, LaneMeans
 from .units import Geometry
+from .unserved import Unserved
 from .workers import Workers, default_threads
 
 __all__ = ["CompressStage"]
@@ -60,15 +61,17 @@ class CompressStage(Stage):
         if self.config.refuse_lossy and not self.codec.lossless:
             raise ConfigError(f"refuse_lossy: true, must be false with compress_codec {self.config.compress_codec!r}")
         try:
-            for lane in ("load", "dump"):
-                self._lanes.append(await self._make_lane(lane))
+            for lane, part_bytes_max in (("load", LOAD_PART_BYTES_MAX), ("dump", DUMP_PART_BYTES_MAX)):
+                self._lanes.append(await self._make_lane(lane, part_bytes_max))
         except BaseException:
             await self.aclose()
             raise
-        self._decoder = Decoder(self._lanes[0], refuse_lossy=self.config.refuse_lossy)
-        self._encoder = Encoder(self._lanes[1], self.codec)
+        load, dump = self._lanes
+        self._unserved = Unserved(self._lower, dump.slots, refuse_lossy=self.config.refuse_lossy)
+        self._decoder = Decoder(load, self._unserved)
+        self._encoder = Encoder(dump, self.codec, self._unserved)
 
-    async def _make_lane(self, lane: str) -> LaneMeans:
+    async def _make_lane(self, lane: str, part_bytes_max: int) -> LaneMeans:
         slot = self._geometry.slot_bytes
         count = max(SLOTS_MIN, int(self.config.staging_buffer_gb * (1 << 30)) // slot)
         try:
@@ -77,7 +80,7 @@ class CompressStage(Stage):
         except (OSError, MemoryError) as error:
             given = self.config.staging_buffer_gb
             raise ConfigError(f"staging_buffer_gb: {given}, no memory for {count} slots of {slot} bytes") from error
-        return LaneMeans(self._lower, self._geometry, workers, self._threads, slots)
+        return LaneMeans(self._lower, self._geometry, workers, self._threads, slots, part_bytes_max)
 
     async def aclose(self) -> None:
         """Free threads and memory. Idempotent."""
@@ -95,19 +98,21 @@ class CompressStage(Stage):
         """See `ucm_async.abc.Stage.dump`."""
         await self._encoder.dump(batch)
 
-    # ---- what is stored is the business of the stage below
+    # ---- what is stored is the business of the stage below; what cannot be served is as good as not stored
 
     async def lookup(self, ids: U8) -> Bools:
         """See `ucm_async.abc.Stage.lookup`."""
-        return await self._lower.lookup(ids)
+        return await self._lower.lookup(ids) & ~self._unserved.among(ids)
 
     async def holds(self, ids: U8) -> Bools:
         """See `ucm_async.abc.Stage.holds`."""
-        return await self._lower.holds(ids)
+        return await self._lower.holds(ids) & ~self._unserved.among(ids)
 
     async def lookup_on_prefix(self, ids: U8) -> int:
         """See `ucm_async.abc.Stage.lookup_on_prefix`."""
-        return await self._lower.lookup_on_prefix(ids)
+        last = await self._lower.lookup_on_prefix(ids)
+        unserved = self._unserved.among(ids[: last + 1])
+        return int(unserved.argmax()) - 1 if unserved.any() else last
 
     async def prefetch(self, ids: U8) -> None:
         """See `ucm_async.abc.Stage.prefetch`."""
@@ -116,6 +121,7 @@ class CompressStage(Stage):
     async def delete(self, ids: U8) -> None:
         """See `ucm_async.abc.Stage.delete`."""
         await self._lower.delete(ids)
+        self._unserved.discard(ids)
 
     async def set_aside(self, ids: U8) -> None:
         """See `ucm_async.abc.Stage.set_aside`."""
@@ -134,6 +140,7 @@ class CompressStage(Stage):
             "codec": self.config.compress_codec,
             "lossless": self.codec.lossless,
             "threads": self._threads,
+            "unserved_blocks": len(self._unserved),
             "ratio": dumped["raw_bytes"] / dumped["stored_bytes"] if dumped["stored_bytes"] else 1.0,
             "load": dict(self._decoder.means.statistics()),
             "dump": dict(self._encoder.means.statistics()),

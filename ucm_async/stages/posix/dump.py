@@ -82,7 +82,7 @@ class Dumper(BlockDumper[OwnFiles]):
         stored = self._space.is_block(size)
         damaged = (size >= 0) & ~stored
         if damaged.any():  # else it would keep its place for ever: a commit never replaces
-            await self._set_aside(ids[damaged], backend[damaged])
+            await self._set_aside_damaged(ids[damaged], backend[damaged])
         self._known.add(ids[stored], removals)
         self._space.manager.touch(ids[stored], WEIGHT_DUMP)
         return stored
@@ -95,10 +95,17 @@ class Dumper(BlockDumper[OwnFiles]):
             await self._set_aside(ids[torn], backend[torn])
         return result
 
-    async def _set_aside(self, ids: U8, backend: I64) -> None:
+    async def _set_aside_damaged(self, ids: U8, backend: I64) -> None:
+        """Set files aside that have no block's size, if they still have none: others may be doing the same."""
+        size = await self._files.stat(ids, backend, self.transfer.pool)
+        still = (size >= 0) & ~self._space.is_block(size)
+        if still.any():
+            await self._set_aside(ids[still], backend[still], however=True)
+
+    async def _set_aside(self, ids: U8, backend: I64, *, however: bool = False) -> None:
         self._known.removed(ids)
         async with self._space.setting_aside, self._space.manager.changing():
-            await self._files.quarantine(ids, backend, self.transfer.pool)
+            await self._files.quarantine(ids, backend, self.transfer.pool, however=however)
         self._known.removed(ids)
         async with self._space.setting_aside:  # a load that found the same is done with it before they are written anew
             pass

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from ...abc import Engine
+from ...blocks.verify import verify_block
 from ...engines import requests as rq
 from ...engines.chains import addresses_of
 from ...engines.waits import completed, kept
@@ -30,15 +31,17 @@ class BlockFiles:
     Paths are relative to a backend's directory, so that they are short.
 
     `removed` is told the position of a backend and the bytes of committed files that were removed from it, even if who
-    wanted that is cancelled. Files that are set aside still occupy theirs.
+    wanted that is cancelled. Files that are set aside still occupy theirs. `fingerprint` is that of the namespace, 16
+    bytes.
 
     The ``put_…`` methods write one step of n chains into `column`, a view of shape (n,), and return what that step
     points to: it must be kept until the chains have run. The coroutines run by themselves, and return what the system
     calls returned, or -errno: int64 (n,).
     """
 
-    def __init__(self, backends: list[Backend], removed: Callable[[int, int], None]) -> None:
+    def __init__(self, backends: list[Backend], removed: Callable[[int, int], None], fingerprint: bytes) -> None:
         self._removed = removed
+        self._fingerprint = fingerprint
         self._dirfds = np.array([backend.dirfd for backend in backends], dtype=np.int32)
         self._writers = np.zeros((len(backends), WRITER_NAME_BYTES), dtype=np.uint8)
         for position, backend in enumerate(backends):
@@ -144,7 +147,7 @@ class BlockFiles:
         result = await _run_syncs(requests, os.O_RDONLY, rq.OP_FDATASYNC, pool, paths)
         forgotten = (requests[0::3]["result"] >= 0) & (result < 0)
         if forgotten.any():
-            await self.quarantine(ids[forgotten], backend[forgotten], pool)
+            await self.quarantine(ids[forgotten], backend[forgotten], pool, however=True)
         fine = result == 0
         result[fine] = await self.sync_directories(ids[fine], backend[fine], pool)
         return result
@@ -200,22 +203,50 @@ class BlockFiles:
         result[gone] = sizes["result"][gone]
         return result
 
-    async def quarantine(self, ids: U8, backend: I64, pool: Engine) -> I64:
+    async def quarantine(self, ids: U8, backend: I64, pool: Engine, *, however: bool = False) -> I64:
         """Set committed files aside; one copy of a block is enough to look at, so a later one is removed.
 
-        A cancellation waits.
+        A cancellation waits. A later copy that is sound, and another one, is left: another process has set aside what
+        was found corrupt, and the block has been written anew since. With `however`, it is removed all the same.
         """
         sources, targets = block_paths(ids), paths_below(QUARANTINE, ids)
         requests = self._requests(rq.OP_RENAME, backend, sources)
         requests["offset"] = addresses_of(targets)
         requests["length"] = rq.RENAME_NOREPLACE
         await completed(pool.submit(requests, 1))  # later it might meet another file of that name
-        del sources, targets  # they lived until here
         result = _results(requests)
         again = result == -errno.EEXIST
+        if not however:
+            for i in np.flatnonzero(again).tolist():
+                if await self._is_another(sources[i : i + 1], targets[i : i + 1], ids[i], backend[i : i + 1], pool):
+                    result[i], again[i] = -errno.ENOENT, False
         if again.any():
             result[again] = np.minimum(await self.unlink(ids[again], backend[again], pool), 0)
         return result
+
+    async def _is_another(self, path: U8, aside: U8, block_id: U8, backend: I64, pool: Engine) -> bool:
+        """Tell whether a file, one path, is not what lies aside, and is what its own header says."""
+        stored = await self._read(path, backend, pool)
+        if stored is None:
+            return False
+        why = await asyncio.to_thread(verify_block, stored, block_id.tobytes(), self._fingerprint)
+        if why:
+            return False
+        before = await self._read(aside, backend, pool)
+        return before is None or not np.array_equal(before, stored)
+
+    async def _read(self, path: U8, backend: I64, pool: Engine) -> U8 | None:
+        """Read one whole file; None if that cannot be done."""
+        size = int((await self.stat_paths(path, backend, pool))[0])
+        if size < 0:
+            return None
+        memory = np.empty(size, dtype=np.uint8)
+        chain = self._requests(rq.OP_OPEN, np.repeat(backend, 3), np.repeat(path, 3, axis=0))
+        chain["opcode"][1:] = rq.OP_READ | rq.FLAG_LINK, rq.OP_CLOSE | rq.FLAG_LINK
+        chain["offset"][0], chain["address"][0] = os.O_RDONLY | os.O_CLOEXEC, addresses_of(path)[0]
+        chain["address"][1], chain["length"][1] = memory.ctypes.data, size
+        await completed(pool.submit(chain, 3))
+        return memory if int(chain["result"][1]) == size else None
 
 
 async def _run_syncs(requests: rq.Requests, flags: int, opcode: int, pool: Engine, paths: U8) -> I64:

@@ -8,13 +8,14 @@ A codec is made at set-up, by `make_codec`, and is then immutable: any number of
 """
 
 from .base import Codec, Context, Layout
-from .decoding import decode, failure_of, raise_for_failures
+from .decoding import can_decode, decode, failure_of, raise_for_failures
 from .registry import codec_name, known_codecs, make_codec, register_codec
 
 __all__ = [
     "Codec",
     "Context",
     "Layout",
+    "can_decode",
     "codec_name",
     "decode",
     "failure_of",

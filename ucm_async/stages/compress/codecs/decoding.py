@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from ....coding import Codings
+from ....coding import FP8_E4M3, HUFFMAN, INT4, INT8, PACKED, Codings
 from ....errors import (
     BackendIOError,
     ConfigError,
@@ -17,10 +17,11 @@ from ....errors import (
     UnknownCodecError,
     UnknownNameError,
 )
+from ....native import NATIVE
 from .base import Codec, Context
 from .registry import codec_class, codec_name
 
-__all__ = ["decode", "failure_of", "raise_for_failures"]
+__all__ = ["can_decode", "decode", "failure_of", "raise_for_failures"]
 
 _REASONS: Final = {
     -errno.EBADMSG: "the payload does not decode",
@@ -29,6 +30,8 @@ _REASONS: Final = {
     -errno.EMSGSIZE: "the shard is larger than 2 GiB",
     -errno.ENOSYS: "not available here",
 }
+
+_OF_THE_EXTENSION: Final = frozenset((HUFFMAN, PACKED, FP8_E4M3, INT8, INT4))
 
 
 def decode(codings: Codings, context: Context) -> None:
@@ -59,6 +62,11 @@ def decode(codings: Codings, context: Context) -> None:
             some = codings[rows]
             codec.decode(some, context)
             codings["result"][rows] = some["result"]
+
+
+def can_decode(number: int) -> bool:
+    """Tell whether shards of the codec with that number can be decoded here. May import the codec."""
+    return _find(number) is not None and (NATIVE or number not in _OF_THE_EXTENSION)
 
 
 def _find(number: int) -> type[Codec] | None:
