@@ -141,6 +141,12 @@ static void offer(struct slots *table, uint32_t at)
     }
 }
 
+/* What was in a slot that we have taken is of no interest any more. */
+static void forget_lost(struct slots *table, uint32_t at)
+{
+    __atomic_store_n(&table->slots[at].lost, 0, __ATOMIC_RELAXED);
+}
+
 /* The bit is taken back by who got the slot, and by nobody else: who only failed to get it may be late. */
 static bool take_one(struct slots *table, uint32_t at)
 {
@@ -148,7 +154,7 @@ static bool take_one(struct slots *table, uint32_t at)
     if (slot_state(word) != SLOT_FREE || !swap_word(table, at, word, slot_word(slot_version(word), table->number, SLOT_TAKEN))) {
         return false;
     }
-    __atomic_store_n(&table->slots[at].lost, 0, __ATOMIC_RELAXED); /* what was in it is of no interest any more */
+    forget_lost(table, at);
     __atomic_fetch_and(&table->bitmap[word_of(table, at)], ~bit_of(table, at), __ATOMIC_RELAXED);
     return true;
 }
@@ -309,7 +315,11 @@ static bool seize_one(struct slots *table, uint32_t at)
     case SLOT_STORED:
         return withdraw_one(table, at, word);
     case SLOT_BAD:
-        return swap_word(table, at, word, slot_word(slot_version(word), table->number, SLOT_TAKEN));
+        if (!swap_word(table, at, word, slot_word(slot_version(word), table->number, SLOT_TAKEN))) {
+            return false;
+        }
+        forget_lost(table, at);
+        return true;
     default:
         return is_ours(table, at);
     }

@@ -223,6 +223,12 @@ def test_what_a_failed_sync_may_have_lost() -> None:
     assert distrusted(table, mine) == [0, 0, 1, 1, 0, 1]
     publish(table, mine[5:], block_ids([9]))
     assert distrusted(table, mine[5:]) == [1], "it was on its way"
+    spoilt = take(table, 1)
+    table.distrust(0, 20)
+    table.spoil(spoilt)
+    assert distrusted(table, spoilt) == [1]
+    table.seize(int(spoilt[0]), 1)
+    assert distrusted(table, spoilt) == [0], "what comes is another thing"
 
 
 # ---- several

@@ -62,3 +62,22 @@ async def test_of_this_start_nothing_is_doubtful(tmp_path: Path, monkeypatch: py
         async with ucm.open_store("Slab", **keys(tmp_path)) as store:
             assert (await store.dump(ids, None, content(ids))).ok.all()
             assert "looked_at" not in stage_statistics(store)["dump"]["counts"]
+
+
+async def test_an_old_mark_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sync had lost before the machine was started is not there any more, so a look is enough."""
+    ids = ucm.block_ids(range(12))
+    async with ucm.open_store("Slab", **keys(tmp_path)) as store:
+        assert (await store.dump(ids, None, content(ids))).ok.all()
+        syncs = store._pipeline.first.stage._dumper._syncs  # type: ignore[union-attr, attr-defined]
+        pool = store._pipeline.first.stage._transfers[1].pool  # type: ignore[union-attr, attr-defined]
+        await syncs._distrust(0, 0, pool)
+    checkpoint = one_file(tmp_path, "*/slab/checkpoint")
+    for restarted_s, anew in ((-60, 12), (60, 0)):
+        await asyncio.to_thread(checkpoint.unlink)
+        monkeypatch.setattr(System, "started", lambda self, s=restarted_s: self.now() + s)
+        async with ucm.open_store("Slab", **keys(tmp_path)) as store:
+            assert (await store.dump(ids, None, content(ids), durability="synced")).ok.all()
+            counts = stage_statistics(store)["dump"]["counts"]
+            assert counts.get("commits", 0) == anew
+            assert counts["looked_at"] == 12

@@ -19,7 +19,7 @@ __all__ = ["CHECKPOINT_NAME", "Checkpoint", "pack_checkpoint", "unpack_checkpoin
 CHECKPOINT_NAME: Final = "checkpoint"
 
 MAGIC: Final = b"UCMSLABC"
-VERSION: Final = 3
+VERSION: Final = 4
 _HEAD: Final = np.dtype(
     [
         ("magic", "S8"),
@@ -49,6 +49,8 @@ class Checkpoint:
         int64, shape (n,): those that hold a block, ascending.
     ids
         uint8, shape (n, 16).
+    lost
+        uint8, shape (n,): 1 for a block that a failed sync may have lost; see `syncing`.
     doubtful
         Whether blocks may be torn that it knows from another checkpoint, or from headers; see `doubts`.
     """
@@ -58,6 +60,7 @@ class Checkpoint:
     slot_bytes: I64
     slots: I64
     ids: U8
+    lost: U8
     doubtful: bool = False
 
 
@@ -72,7 +75,8 @@ def pack_checkpoint(checkpoint: Checkpoint, namespace: bytes) -> bytes:
     head["blocks"] = len(checkpoint.slots)
     head["doubtful"] = checkpoint.doubtful
     numbers = (checkpoint.segments, checkpoint.slot_bytes, checkpoint.slots)
-    body = b"".join(column.astype("<u4").tobytes() for column in numbers) + checkpoint.ids.tobytes()
+    body = b"".join(column.astype("<u4").tobytes() for column in numbers)
+    body += checkpoint.ids.tobytes() + checkpoint.lost.tobytes()
     head["checksum"] = crc32c(body, crc32c(head.tobytes()[_CHECKSUM_FROM:]))
     return head.tobytes() + body
 
@@ -86,17 +90,18 @@ def unpack_checkpoint(content: bytes, namespace: bytes) -> Checkpoint | None:
     known = (head["magic"], head["version"]) == (MAGIC, VERSION)
     if not known or head["namespace"].tobytes() != namespace:
         return None
-    if len(content) != _HEAD.itemsize + 8 * segments + (4 + BLOCK_ID_BYTES) * blocks:
+    if len(content) != _HEAD.itemsize + 8 * segments + (4 + BLOCK_ID_BYTES + 1) * blocks:
         return None
     if crc32c(content[_CHECKSUM_FROM:]) != head["checksum"]:
         return None
     numbers = np.frombuffer(content, dtype="<u4", count=2 * segments + blocks, offset=_HEAD.itemsize).astype(np.int64)
-    ids = np.frombuffer(content, dtype=np.uint8, offset=_HEAD.itemsize + 4 * len(numbers))
+    rest = np.frombuffer(content, dtype=np.uint8, offset=_HEAD.itemsize + 4 * len(numbers))
     return Checkpoint(
         int(head["slots"]),
         numbers[:segments],
         numbers[segments : 2 * segments],
         numbers[2 * segments :],
-        ids.reshape(blocks, BLOCK_ID_BYTES),
+        rest[: BLOCK_ID_BYTES * blocks].reshape(blocks, BLOCK_ID_BYTES),
+        rest[BLOCK_ID_BYTES * blocks :],
         bool(head["doubtful"]),
     )

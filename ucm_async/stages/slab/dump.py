@@ -84,7 +84,7 @@ class Dumper(BlockDumper[Place]):
         backend = slabs.choose(ids)
         slots, words = slabs.find(ids, backend)
         result = np.full(len(ids), -errno.ENOENT)
-        lost = (slots >= 0) & self._syncs.distrusted(backend, np.maximum(slots, 0))
+        lost = self._slabs.distrusted(backend, slots)
         there = np.flatnonzero((slots >= 0) & ~lost)  # the others are written anew, and replaced then
         result[there] = await self._syncs.sync(backend[there], slots[there], self.transfer.pool)
         bad, good = there[result[there] < 0], there[result[there] == 0]
@@ -186,7 +186,7 @@ class Dumper(BlockDumper[Place]):
     def _replace_distrusted(self, backend: I64, slots: I64, ids: U8) -> U8:
         """Publish synced blocks in the place of copies that cannot be synced any more; others' copies stay."""
         old, words = self._slabs.find(ids, backend)
-        lost = (old >= 0) & self._syncs.distrusted(backend, np.maximum(old, 0))
+        lost = self._slabs.distrusted(backend, old)
         self._drop(backend[lost], old[lost], words[lost])
         outcome = np.full(len(ids), ELSEWHERE, dtype=np.uint8)
         outcome[lost] = self._slabs.publish(backend[lost], slots[lost], ids[lost])
@@ -200,7 +200,7 @@ class Dumper(BlockDumper[Place]):
         slots = self._writes.slot[entries]
         self._writes.slot[entries] = -1
         begun = slots >= 0
-        bad = begun & self._syncs.distrusted(backend, np.maximum(slots, 0))
+        bad = self._slabs.distrusted(backend, slots)
         self._slabs.spoil(backend[bad], slots[bad])
         good = begun & ~bad
         if good.any():

@@ -54,6 +54,7 @@ _SEGMENT: Final = np.dtype(
         ("number", "<u4"),
         ("slots", "<u4"),
         ("slot_bytes", "<u8"),
+        ("lost_s", "<u8"),
     ]
 )
 _CHECKSUM_FROM: Final = 12
@@ -151,6 +152,8 @@ class SegmentPage:
     ----------
     slots, slot_bytes
         How it is cut; 0 if the page is not to be trusted.
+    lost_s
+        Until when, in seconds since the epoch, something was in it that a failed sync may have lost; 0: nothing was.
     why
         What is wrong with it, empty if nothing is.
     version
@@ -159,11 +162,12 @@ class SegmentPage:
 
     slots: int
     slot_bytes: int
+    lost_s: int = 0
     why: str = ""
     version: int = 0
 
 
-def pack_segment(slots: int, slot_bytes: int, namespace: bytes, number: int) -> bytes:
+def pack_segment(slots: int, slot_bytes: int, namespace: bytes, number: int, lost_s: int = 0) -> bytes:
     """Return the first page of a segment."""
     page = np.zeros(PAGE_BYTES, dtype=np.uint8)
     head = page[: _SEGMENT.itemsize].view(_SEGMENT)[0]
@@ -173,6 +177,7 @@ def pack_segment(slots: int, slot_bytes: int, namespace: bytes, number: int) -> 
     head["number"] = number
     head["slots"] = slots
     head["slot_bytes"] = slot_bytes
+    head["lost_s"] = lost_s
     head["checksum"] = crc32c(page[_CHECKSUM_FROM:])
     return page.tobytes()
 
@@ -180,7 +185,7 @@ def pack_segment(slots: int, slot_bytes: int, namespace: bytes, number: int) -> 
 def check_segment(page: bytes, sizes: tuple[int, ...] | None, namespace: bytes, number: int) -> SegmentPage:
     """Check the first page of a segment, whose slots must have one of `sizes`, None: any whole number of pages."""
     if len(page) < PAGE_BYTES:
-        return SegmentPage(0, 0, "it has no first page")
+        return SegmentPage(0, 0, why="it has no first page")
     head = np.frombuffer(page, dtype=_SEGMENT, count=1)[0]
     slots, slot_bytes, version = int(head["slots"]), int(head["slot_bytes"]), int(head["version"])
     sound = {
@@ -197,5 +202,5 @@ def check_segment(page: bytes, sizes: tuple[int, ...] | None, namespace: bytes, 
     }
     why = next((text for text, passed in (sound | tests).items() if not passed), "")
     if why:
-        return SegmentPage(0, 0, why, version if all(sound.values()) and version != VERSION else 0)
-    return SegmentPage(slots, slot_bytes)
+        return SegmentPage(0, 0, 0, why, version if all(sound.values()) and version != VERSION else 0)
+    return SegmentPage(slots, slot_bytes, int(head["lost_s"]))

@@ -98,7 +98,7 @@ class SegmentFiles:
         for i, number in enumerate(numbers):
             got, size = int(reads["result"][i]), int(stats["result"][i])
             if got < 0 or size < 0:
-                page = SegmentPage(0, 0, f"it cannot be read: {os.strerror(-min(got, size))}")
+                page = SegmentPage(0, 0, why=f"it cannot be read: {os.strerror(-min(got, size))}")
             else:
                 page = check_segment(pages[i, :got].tobytes(), self._sizes, self._namespace, number)
             found.append(FoundSegment(number, page, max(size, -1)))
@@ -135,18 +135,18 @@ class SegmentFiles:
             await self.remove_new(pool)
         return failed
 
-    def _pages(self, geometry: SlabGeometry, kind: int, number: int) -> tuple[U8, U8, U8]:
-        content = pack_segment(geometry.slots, geometry.sizes[kind], self._namespace, number)
+    def _pages(self, geometry: SlabGeometry, kind: int, number: int, lost_s: int = 0) -> tuple[U8, U8, U8]:
+        content = pack_segment(geometry.slots, geometry.sizes[kind], self._namespace, number, lost_s)
         page = np.frombuffer(content, dtype=np.uint8)
         names = np.stack([_path(NEW_NAME), _path(segment_name(number))])
         return page, np.zeros(PAGE_BYTES, dtype=np.uint8), names
 
-    async def mend(self, geometry: SlabGeometry, kind: int, number: int, pool: Engine) -> int:
-        """Give a segment its length and its first page again: 0 or the errno of what failed.
+    async def mend(self, geometry: SlabGeometry, kind: int, number: int, pool: Engine, lost_s: int = 0) -> int:
+        """Give a segment its length and its first page again, which says `lost_s`: 0 or the errno of what failed.
 
         Nothing is synced: if that failed, the kernel would forget what else it has not written of the segment.
         """
-        page, _, names = self._pages(geometry, kind, number)
+        page, _, names = self._pages(geometry, kind, number, lost_s)
         requests = rq.new_requests(4)
         requests["opcode"] = [
             rq.OP_OPEN,

@@ -179,17 +179,28 @@ class Slab:
         kinds = await self._mend(found, transfer)
         checkpoint, since_s = await asyncio.to_thread(self._take_checkpoint)
         if checkpoint is not None and self._fits(checkpoint, kinds):
-            stored, self.recovered = Headers(checkpoint.slots, checkpoint.ids), "checkpoint"
+            lost = checkpoint.slots[checkpoint.lost != 0]
+            stored, self.recovered = Headers(checkpoint.slots, checkpoint.ids, lost=lost), "checkpoint"
             since_s = 0.0 if checkpoint.doubtful else since_s
         else:
             stored, since_s = await self._read(kinds, transfer, on_progress), 0.0
             self.recovered = "headers" if kinds else "nothing"
+            stored.lost = self._lost(found, stored.slots)
         count = await asyncio.to_thread(fill, self.table, self.geometry, kinds, stored)
         for number, kind in kinds.items():
             self.memory.came(number, kind)
         if kinds:
             _log.info("%s: %d blocks, from %s", self.backend.home, count, self.recovered)
         return since_s if kinds else math.inf
+
+    def _lost(self, found: list[FoundSegment], slots: I64) -> I64:
+        """Return those of some slots that are in segments with a mark of this start of the machine.
+
+        What an earlier one has lost is not there any more: a look at it tells.
+        """
+        started = self.backend.system.started()
+        marked = [one.number for one in found if one.page.lost_s >= started]
+        return np.asarray(slots[np.isin(slots // self.geometry.slots, marked)])
 
     def _fits(self, checkpoint: Checkpoint, kinds: dict[int, int]) -> bool:
         sizes = [self.geometry.sizes[kind] for kind in kinds.values()]
@@ -323,9 +334,10 @@ class Slab:
         memory, segments = self.memory, np.flatnonzero(self.memory.present)
         sizes = np.array(self.geometry.sizes)[memory.kinds[segments]]
         slots, ids = self.stored(segments.tolist())
-        content = pack_checkpoint(
-            Checkpoint(self.geometry.slots, segments, sizes, slots, ids, memory.doubtful), self._namespace
-        )
+        lost = np.zeros(len(slots), dtype=np.uint8)
+        self.table.distrusted(slots, lost)
+        checkpoint = Checkpoint(self.geometry.slots, segments, sizes, slots, ids, lost, memory.doubtful)
+        content = pack_checkpoint(checkpoint, self._namespace)
         self.backend.system.write_whole(self.backend.home / CHECKPOINT_NAME, content)
 
     # ---- what is stored

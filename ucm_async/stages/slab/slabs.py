@@ -331,6 +331,15 @@ class Slabs:
             out[rows] = some
         return out
 
+    def distrusted(self, backend: I64, slots: I64) -> Bools:
+        """Tell which slots, -1 for none, have what a failed sync may have lost: bool, shape (n,)."""
+        out = np.zeros(len(slots), dtype=np.uint8)
+        for slab, rows in self._split(backend):
+            some = np.zeros(len(rows), dtype=np.uint8)
+            slab.table.distrusted(np.ascontiguousarray(slots[rows]), some)
+            out[rows] = some
+        return out.astype(np.bool_)
+
     def withdraw(self, backend: I64, slots: I64, words: U64) -> Bools:
         """Take slots whose words are these still: bool, which of them this store has now."""
         out = np.zeros(len(slots), dtype=np.uint8)

@@ -84,7 +84,7 @@ class SlabSurvey:
             with self._path(segment).open("rb") as file:
                 return check_segment(file.read(PAGE_BYTES), None, self.fingerprint, segment)
         except OSError as error:
-            return SegmentPage(0, 0, f"it cannot be read: {error.strerror}")
+            return SegmentPage(0, 0, why=f"it cannot be read: {error.strerror}")
 
     def _guess(self, segment: int) -> SegmentPage | None:
         about, slots = self._system.size_and_time(self._path(segment)), self._slots()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
+import os
 from typing import Final
 
 import numpy as np
@@ -10,41 +13,30 @@ import numpy as np
 from ...abc import Engine
 from ...engines import requests as rq
 from ...engines.waits import completed
-from ...types import I64, U64, Bools
-from .slab import STORED, TAKEN
+from ...types import I64
+from .slab import Slab
 from .slabs import Slabs
 
 __all__ = ["Syncs"]
 
-_STATE: Final = np.uint64(0xFF)
-_VERSION_SHIFT: Final = np.uint64(16)
-_NOTHING: Final = np.uint64(2**64 - 1)
+_log = logging.getLogger("ucm_async.slab")
+
+MARK_PAUSE_S: Final = 1
+"""A segment's mark tells seconds, so it is written no more often."""
 
 
 class Syncs:
-    """Syncs segments, and remembers what was in those of which that failed.
+    """Syncs segments, and sees to it that what was in those of which that failed is not taken for synced.
 
     The kernel forgets what it could not write, and the next fdatasync says that all is well. So nothing that was in the
-    segment then, written or being written, is ever taken for synced; what is written later is.
+    segment then, written or being written, is ever trusted again; what is written later is. The table of slots knows,
+    for all stores; the checkpoint keeps it; and a mark in the segment is for who finds neither.
     """
 
     def __init__(self, slabs: Slabs) -> None:
         self._slabs = slabs
-        self._versions: dict[tuple[int, int], U64] = {}  # of what was in a segment when it failed, by slot
         self._turn = asyncio.Lock()
-
-    def _segments(self, backend: I64, slots: I64) -> list[tuple[int, int]]:
-        return list(zip(backend.tolist(), (slots // self._slabs.slots_of(backend)).tolist(), strict=True))
-
-    def distrusted(self, backend: I64, slots: I64) -> Bools:
-        """Tell which slots have what a failed sync may have lost: bool, shape (n,)."""
-        if not self._versions:
-            return np.zeros(len(slots), dtype=np.bool_)
-        now = self._slabs.words(backend, slots) >> _VERSION_SHIFT
-        at = slots % self._slabs.slots_of(backend)
-        then = [self._versions.get(segment) for segment in self._segments(backend, slots)]
-        same = [one is not None and one[i] == version for one, i, version in zip(then, at, now, strict=True)]
-        return np.array(same, dtype=np.bool_)
+        self._marked: dict[tuple[int, int], float] = {}  # when, by segment
 
     async def sync(self, backend: I64, slots: I64, pool: Engine) -> I64:
         """Bring what was written to slots to the medium: int64, shape (n,), 0 or -errno for each."""
@@ -52,7 +44,8 @@ class Syncs:
             return await self._sync(backend, slots, pool)
 
     async def _sync(self, backend: I64, slots: I64, pool: Engine) -> I64:
-        segments = self._segments(backend, slots)
+        numbers = (slots // self._slabs.slots_of(backend)).tolist()
+        segments = list(zip(backend.tolist(), numbers, strict=True))
         first = {segment: i for i, segment in reversed(list(enumerate(segments)))}
         at = np.array(list(first.values()), dtype=np.int64)
         requests = rq.new_requests(len(at))
@@ -63,12 +56,25 @@ class Syncs:
         results = dict(zip(first, requests["result"].tolist(), strict=True))
         for (position, number), result in results.items():
             if result < 0:
-                self._versions[position, number] = self._versions_in(position, number)
-        return np.array([results[segment] for segment in segments], dtype=np.int64)
+                await self._distrust(position, number, pool)
+        result = np.array([results[segment] for segment in segments], dtype=np.int64)
+        # An error is told once: what another batch had written by then may be lost as well.
+        result[(result == 0) & self._slabs.distrusted(backend, slots)] = -errno.EIO
+        return result
 
-    def _versions_in(self, position: int, number: int) -> U64:
-        geometry = self._slabs.geometry(position)
-        slots = geometry.first(number) + np.arange(geometry.slots)
-        words = self._slabs.words(np.full(geometry.slots, position), slots)
-        there = np.isin(words & _STATE, (TAKEN, STORED))
-        return np.asarray(np.where(there, words >> _VERSION_SHIFT, _NOTHING))
+    async def _distrust(self, position: int, number: int, pool: Engine) -> None:
+        """Note that what is in a segment may be lost: where all stores see it, then where it lasts without them."""
+        slab = self._slabs.slabs[position]
+        assert slab is not None, "nobody writes to a backend that could not be opened"
+        slab.table.distrust(slab.geometry.first(number), slab.geometry.slots)
+        now = slab.backend.system.now()
+        if now - self._marked.get((position, number), 0.0) >= MARK_PAUSE_S:
+            self._marked[position, number] = now
+            await self._mark(slab, number, int(now) + 1, pool)
+
+    @staticmethod
+    async def _mark(slab: Slab, number: int, lost_s: int, pool: Engine) -> None:
+        kind = int(slab.memory.kinds[number])
+        failed = await slab.files.mend(slab.geometry, kind, number, pool, lost_s)
+        if failed:  # the table and the checkpoint know
+            _log.warning("%s: segment %d cannot be marked: %s", slab.backend.home, number, os.strerror(failed))
