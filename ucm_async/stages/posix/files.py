@@ -206,8 +206,9 @@ class BlockFiles:
     async def quarantine(self, ids: U8, backend: I64, pool: Engine, *, however: bool = False) -> I64:
         """Set committed files aside; one copy of a block is enough to look at, so a later one is removed.
 
-        A cancellation waits. A later copy that is sound, and another one, is left: another process has set aside what
-        was found corrupt, and the block has been written anew since. With `however`, it is removed all the same.
+        A cancellation waits. A later copy that is sound, and another one, is left, and so is one that cannot be read:
+        another process has set aside what was found corrupt, and the block has been written anew since. With `however`,
+        it is removed all the same.
         """
         sources, targets = block_paths(ids), paths_below(QUARANTINE, ids)
         requests = self._requests(rq.OP_RENAME, backend, sources)
@@ -225,10 +226,10 @@ class BlockFiles:
         return result
 
     async def _is_another(self, path: U8, aside: U8, block_id: U8, backend: I64, pool: Engine) -> bool:
-        """Tell whether a file, one path, is not what lies aside, and is what its own header says."""
+        """Tell whether a file, one path, is not what lies aside, and is what its own header says, or may be."""
         stored = await self._read(path, backend, pool)
         if stored is None:
-            return False
+            return True
         why = await asyncio.to_thread(verify_block, stored, block_id.tobytes(), self._fingerprint)
         if why:
             return False
