@@ -117,7 +117,7 @@ def _make_last(system: System, path: str, root: Path) -> None:
 
 
 def _describe(system: System, root: Path, config: StoreConfig, layout: str) -> None:
-    """Leave a note for people, once."""
+    """Leave a note for people, once; where there is no room for it, another time."""
     if system.exists(root / NOTE):
         return
     about = {
@@ -127,7 +127,12 @@ def _describe(system: System, root: Path, config: StoreConfig, layout: str) -> N
         "block_size": config.block_size,
         "shard_size": config.shard_size,
     }
-    system.write_whole(root / NOTE, (json.dumps(about, indent=2) + "\n").encode())
+    try:
+        system.write_whole(root / NOTE, (json.dumps(about, indent=2) + "\n").encode())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _log.warning("%s: %s", root / NOTE, error.strerror)
 
 
 def choose_direct(config: StoreConfig, path: str, directory: Path) -> tuple[bool, str]:
