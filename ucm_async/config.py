@@ -63,8 +63,8 @@ class StoreConfig:
         O_DIRECT: "auto" (default) takes it where the file system does, True warns where it does not, False uses the
         page cache.
     io_depth : int
-        Requests with the kernel at a time, for each direction (aio, uring). Default 128, below the depth of usual
-        device queues: a submit into a full device queue blocks.
+        Requests with the kernel at a time, for each direction (aio, uring), and 16 MiB at most. Default 128, below the
+        depth of usual device queues: a submit into a full device queue blocks.
     io_threads : int
         Threads of the psync engine. Default 8.
     queue_number : int
