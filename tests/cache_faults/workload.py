@@ -50,6 +50,8 @@ class Workload:
         self.slow: list[tuple[float, float, str]] = []
         self.stored: list[int] = []
         self.paused = False
+        self.in_parts: Counter[int] = Counter()
+        self.going: Counter[int] = Counter()
 
     async def run(self) -> None:
         """Work until paused."""
@@ -164,8 +166,17 @@ class Workload:
         self.promise(result, numbers)
 
     async def dump_shards(self) -> None:
-        """Two tasks, each some of the shards of all blocks."""
-        numbers = self.some(3)
+        """Two tasks, each some of the shards of all blocks.
+
+        None that is being deleted: what comes after that would be half a block, and wait for the rest for long.
+        """
+        numbers = [number for number in self.some(3) if not self.going[number]]
+        if numbers:
+            self.in_parts.update(numbers)
+            await self._dump_in_parts(numbers)
+            self.in_parts.subtract(numbers)
+
+    async def _dump_in_parts(self, numbers: list[int]) -> None:
         rows, shards = shard_rows(ucm.block_ids(numbers), self.generator)
         place = (rows[:, None] == ucm.block_ids(numbers)[None]).all(axis=2).argmax(axis=1)
         data = CONTENT[numbers].reshape(len(numbers), SHARDS, SHARD)[place, shards]
@@ -182,8 +193,12 @@ class Workload:
             assert result.ok.all(), dict(result.failures)
 
     async def delete(self) -> None:
-        with self.timed("delete"):
-            await self.store.delete(ucm.block_ids(self.some(3, KEPT)))
+        numbers = [number for number in self.some(3, KEPT) if not self.in_parts[number]]
+        if numbers:
+            self.going.update(numbers)
+            with self.timed("delete"):
+                await self.store.delete(ucm.block_ids(numbers))
+            self.going.subtract(numbers)
 
     async def look(self) -> None:
         ids = ucm.block_ids(self.some(20))
