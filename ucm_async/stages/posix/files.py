@@ -32,16 +32,19 @@ class BlockFiles:
 
     `removed` is told the position of a backend and the bytes of committed files that were removed from it, even if who
     wanted that is cancelled. Files that are set aside still occupy theirs. `fingerprint` is that of the namespace, 16
-    bytes.
+    bytes, and `file_bytes` the length of the longest block's file.
 
     The ``put_…`` methods write one step of n chains into `column`, a view of shape (n,), and return what that step
     points to: it must be kept until the chains have run. The coroutines run by themselves, and return what the system
     calls returned, or -errno: int64 (n,).
     """
 
-    def __init__(self, backends: list[Backend], removed: Callable[[int, int], None], fingerprint: bytes) -> None:
+    def __init__(
+        self, backends: list[Backend], removed: Callable[[int, int], None], fingerprint: bytes, file_bytes: int
+    ) -> None:
         self._removed = removed
         self._fingerprint = fingerprint
+        self._file_bytes = file_bytes
         self._dirfds = np.array([backend.dirfd for backend in backends], dtype=np.int32)
         self._writers = np.zeros((len(backends), WRITER_NAME_BYTES), dtype=np.uint8)
         for position, backend in enumerate(backends):
@@ -230,15 +233,14 @@ class BlockFiles:
         stored = await self._read(path, backend, pool)
         if stored is None:
             return True
-        why = await asyncio.to_thread(verify_block, stored, block_id.tobytes(), self._fingerprint)
-        if why:
+        if await asyncio.to_thread(verify_block, stored, block_id.tobytes(), self._fingerprint):
             return False
         before = await self._read(aside, backend, pool)
-        return before is None or not np.array_equal(before, stored)
+        return before is None or not await asyncio.to_thread(np.array_equal, before, stored)
 
     async def _read(self, path: U8, backend: I64, pool: Engine) -> U8 | None:
-        """Read one whole file; None if that cannot be done."""
-        size = int((await self.stat_paths(path, backend, pool))[0])
+        """Read one file, as far as a block goes; None if that cannot be done."""
+        size = min(int((await self.stat_paths(path, backend, pool))[0]), self._file_bytes)
         if size < 0:
             return None
         memory = np.empty(size, dtype=np.uint8)

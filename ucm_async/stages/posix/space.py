@@ -93,7 +93,7 @@ class BlockSpace:
         places = [SpacePlace(one.root.parent, one.root, one.owner, one.fresh) for one in self._backends]
         fingerprint = config.namespace_fingerprint()
         self.manager = SpaceManager(SpaceLimits.of(config), places, fingerprint, self, config.hot_blocks_max)
-        self.files = BlockFiles(backends, self._removed, fingerprint)
+        self.files = BlockFiles(backends, self._removed, fingerprint, layout.file_bytes)
 
     # ---- room for blocks, whose files take `nbytes`, int64, shape (n,)
 
